@@ -1,0 +1,226 @@
+"""From ratios to integers: the one place where a proposal becomes the policy that counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
+from .policy import FLOAT, Factor, Policy, ResolvedPolicy
+
+if TYPE_CHECKING:
+    from .space import Abilities
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a runtime rounds. An accuracy belongs to a resolved policy *and* its numerics.
+
+    activations: "u8-affine" (asymmetric, unsigned), "s8-symmetric", "power-of-two" (symmetric with
+    scales that are powers of two). ``weight_reserve`` bits are left unused in the weight range (1 on
+    x86 without VNNI, whose u8*s8 pairs saturate). ``quantises_between``: the runtime silently
+    quantises float layers that stand between integer tensors, so they are integer in the policy too.
+    ``float_output``: operations whose integer kernels can leave a float result.
+    """
+
+    activations: str = "u8-affine"
+    weight_reserve: int = 0
+    bias_bits: int = 32
+    quantises_between: bool = True
+    float_output: frozenset[str] = frozenset({"linear"})
+
+    @property
+    def key(self) -> str:
+        """Short text that identifies the numerics in stores and journals."""
+        return f"{self.activations}/w-{self.weight_reserve}/b{self.bias_bits}"
+
+
+def fused_output(graph: Graph, node: Node) -> str:
+    """The tensor a runtime's fused kernel for ``node`` writes: past batch-norm and fused activations."""
+    tensor = node.outputs[0]
+    follow = {"batch_norm", *FUSED_ACTIVATIONS}
+    while tensor not in graph.outputs:
+        readers = graph.consumers.get(tensor, ())
+        if len(readers) != 1 or readers[0].op not in follow:
+            break
+        if readers[0].op in FUSED_ACTIVATIONS:
+            return readers[0].outputs[0]
+        tensor = readers[0].outputs[0]
+    return tensor
+
+
+def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> ResolvedPolicy:
+    """Round a policy to what will be done: blocks, channels, then ranks, then bits.
+
+    Layers and groups that vanish with a removed block are not named in the result; ranks that save
+    neither weights nor MACs resolve to dense; bits resolve to the nearest pair the target executes.
+    """
+    removed = tuple(sorted(b for b in policy.removed if b in structure.block))
+    dead = {x for b in removed for x in structure.block[b].layers}
+    alive = [x for x in structure.layers if x.name not in dead]
+    kept = _resolve_keep(structure, abilities, policy, dead)
+    factors: dict[str, Factor] = {}
+    for layer in alive:
+        wanted = policy.rank.get(layer.name)
+        if wanted is not None and "rank" not in layer.fixed:
+            factor = _resolve_rank(structure, layer, kept, wanted)
+            if factor is not None:
+                factors[layer.name] = factor
+    act_bits = _resolve_act_bits(structure, abilities, policy, dead)
+    weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
+    return ResolvedPolicy(structure.graph.digest, kept, factors, weight_bits, act_bits, removed,
+                          policy.criterion, policy.ranges)
+
+
+def _resolve_keep(structure: Structure, abilities: Abilities, policy: Policy,
+                  dead: set[str]) -> dict[str, int]:
+    kept: dict[str, int] = {}
+    for g in structure.groups:
+        if g.layers and all(x in dead for x in g.layers):
+            continue
+        ratio = policy.keep.get(g.name, 1.0)
+        step = abilities.depthwise_granularity if g.depthwise else abilities.granularity
+        if g.size < 2 * step:
+            step = max(1, g.size // 4)
+        rounded = max(1, round(ratio * g.size / step)) * step
+        kept[g.name] = g.size if ratio >= 1.0 or rounded >= g.size else rounded
+    return kept
+
+
+def weight_shape(structure: Structure, layer: Layer, kept: Mapping[str, int]) -> tuple[int, ...]:
+    """The layer's weight shape once each group keeps ``kept[group]`` channels (absent: all)."""
+    full = {g.name: kept.get(g.name, g.size) for g in structure.groups}
+    return tuple(d.at(full) for d in structure.sizes[layer.weight])
+
+
+def factor_shapes(layer: Layer, shape: tuple[int, ...], factor: Factor) -> list[tuple[int, ...]]:
+    """Weight shapes (cout, cin, k...) of the layers a factorised layer turns into, in execution order."""
+    cout, cin, kernel = shape[0], shape[1], shape[2:]
+    if factor.method == "svd":
+        (r,) = factor.rank
+        return [(r, cin, *kernel), (cout, r, *(1 for _ in kernel))]
+    if factor.method == "spatial":
+        (r,) = factor.rank
+        return [(r, cin, kernel[0], 1), (cout, r, 1, kernel[1])]
+    r_in, r_out = factor.rank
+    ones = tuple(1 for _ in kernel)
+    return [(r_in, cin, *ones), (r_out, r_in, *kernel), (cout, r_out, *ones)]
+
+
+def _resolve_rank(structure: Structure, layer: Layer, kept: Mapping[str, int],
+                  wanted: tuple[str, float]) -> Factor | None:
+    method, ratio = wanted
+    shape = weight_shape(structure, layer, kept)
+    cout, cin, kernel = shape[0], shape[1], shape[2:]
+    if method == "tucker2":
+        factor = Factor(method, (_rank(ratio, cin), _rank(ratio, cout)))
+    elif method == "spatial":
+        factor = Factor(method, (_rank(ratio, min(cin * kernel[0], cout * kernel[1])),))
+    else:
+        factor = Factor("svd", (_rank(ratio, min(cin * math.prod(kernel), cout)),))
+    dense = math.prod(shape)
+    shapes = factor_shapes(layer, shape, factor)
+    if sum(math.prod(s) for s in shapes) >= dense:
+        return None
+    if _macs_factor(structure, layer, shapes, factor) >= dense:
+        return None
+    return factor
+
+
+def _rank(ratio: float, full: int) -> int:
+    """Rank at a ratio, rounded to a multiple of 4 where that is possible."""
+    exact = max(1.0, ratio * full)
+    return int(min(full, max(4, round(exact / 4) * 4))) if full >= 8 else round(exact)
+
+
+def _macs_factor(structure: Structure, layer: Layer, shapes: list[tuple[int, ...]], factor: Factor) -> float:
+    """MACs of the factors, in units of one output position of the dense layer."""
+    node = structure.graph.by_name[layer.nodes[0]]
+    stride: tuple[int, ...] = tuple(node.attrs.get("stride", ()))
+    per_input = math.prod(stride) if stride else 1
+    total = 0.0
+    for i, s in enumerate(shapes):
+        at = 1
+        if i == 0 and factor.method == "tucker2":
+            at = per_input
+        elif i == 0 and factor.method == "spatial":
+            at = stride[1] if stride else 1
+        total += math.prod(s) * at
+    return total
+
+
+def _resolve_act_bits(structure: Structure, abilities: Abilities, policy: Policy,
+                      dead: set[str]) -> dict[str, int]:
+    alive_tensors = _alive_tensors(structure, policy)
+    bits: dict[str, int] = {}
+    for g in structure.tensor_groups:
+        if not any(t in alive_tensors for t in g.tensors):
+            continue
+        want = policy.act_bits.get(g.name, FLOAT)
+        offered = (*abilities.act_bits, FLOAT)
+        bits[g.name] = min((b for b in offered if b >= want), default=FLOAT)
+    return bits
+
+
+def _alive_tensors(structure: Structure, policy: Policy) -> set[str]:
+    graph = without_blocks(structure, policy.removed)
+    return {*graph.inputs, *(t for n in graph.nodes for t in n.outputs)}
+
+
+def without_blocks(structure: Structure, removed: frozenset[str] | tuple[str, ...]) -> Graph:
+    """The graph with the given residual branches replaced by their shortcuts."""
+    graph = structure.graph
+    if not removed:
+        return graph
+    alias = {structure.block[b].output: structure.block[b].shortcut for b in removed}
+
+    def final(t: str) -> str:
+        while t in alias:
+            t = alias[t]
+        return t
+
+    nodes = [n.with_(inputs=tuple(final(t) for t in n.inputs)) for n in graph.nodes
+             if not any(t in alias for t in n.outputs)]
+    return graph.rebuilt(nodes, outputs=[final(t) for t in graph.outputs])
+
+
+def _resolve_weight_bits(structure: Structure, abilities: Abilities, policy: Policy, layer: Layer,
+                         act_bits: Mapping[str, int]) -> int:
+    """Bits of a layer's weights: what was asked for, made executable with the tensors around it."""
+    if "bits" in layer.fixed or layer.op not in abilities.integer_ops:
+        return FLOAT
+    wanted: int | None = policy.weight_bits.get(layer.name)
+    around = [_bits_around(structure, n, act_bits) for n in layer.nodes]
+    a_in = max(a for a, _ in around)
+    a_out = max(b for _, b in around)
+    integer_out = a_out != FLOAT or layer.op in abilities.numerics.float_output
+    if a_in == FLOAT or not integer_out:
+        alone = sorted(w for w, a in abilities.precisions if a == FLOAT)
+        if wanted is None or wanted == FLOAT or not alone:
+            return FLOAT
+        target: int = wanted
+        return min(alone, key=lambda w: (abs(w - target), w))
+    paired = sorted(w for w, a in abilities.precisions if a == a_in)
+    if not paired:
+        return FLOAT
+    several = len(abilities.weight_bits) > 1
+    if wanted is None:
+        wanted = FLOAT if several else paired[-1]
+    if wanted == FLOAT:
+        return paired[-1] if abilities.numerics.quantises_between and a_out != FLOAT else FLOAT
+    return min((w for w in paired if w >= wanted), default=paired[-1])
+
+
+def _bits_around(structure: Structure, node_name: str, act_bits: Mapping[str, int]) -> tuple[int, int]:
+    """Bits of the tensor a layer's call reads and of the one its fused kernel writes."""
+    graph = structure.graph
+    node = graph.by_name[node_name]
+    group_of = structure.tensor_group_of
+
+    def bits(tensor: str) -> int:
+        group = group_of.get(tensor)
+        return act_bits.get(group, FLOAT) if group is not None else FLOAT
+
+    return bits(node.inputs[0]), bits(fused_output(graph, node))

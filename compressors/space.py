@@ -1,0 +1,273 @@
+"""The policy space: the choices a policy may take, i.e. what the layers allow and a target can exploit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PolicyError, near
+from .graph import Layer, Structure
+from .policy import FLOAT, Factor, Policy, ResolvedPolicy
+from .resolve import Numerics, resolve
+
+#: Ratios of the full rank that are offered, smaller is cheaper.
+RANK_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.125)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What the policy space needs to know of a target: a plain value, filled from the target by search.
+
+    ``granularity``: channel counts offered are multiples of it. ``precisions``: pairs of (weight bits,
+    activation bits) that execute as such, besides float; (w, 32) means weights alone.
+    ``integer_ops``: operations that have integer kernels. ``methods``: which knobs are searched.
+    """
+
+    granularity: int = 4
+    depthwise_granularity: int = 4
+    precisions: tuple[tuple[int, int], ...] = ((8, 8),)
+    integer_ops: frozenset[str] = frozenset({"conv", "linear"})
+    methods: frozenset[str] = frozenset({"prune", "quantize", "factorize", "depth"})
+    min_keep: float = 0.125
+    skip: tuple[str, ...] = ()
+    numerics: Numerics = field(default_factory=Numerics)
+
+    @property
+    def weight_bits(self) -> tuple[int, ...]:
+        """Weight bits that have kernels, ascending."""
+        return tuple(sorted({w for w, _ in self.precisions}))
+
+    @property
+    def act_bits(self) -> tuple[int, ...]:
+        """Activation bits that have kernels, ascending, float left out."""
+        return tuple(sorted({a for _, a in self.precisions if a != FLOAT}))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One coordinate of the space: ordered ``values``, the last one leaves the network as it is.
+
+    kind "keep": channels kept of group ``subject``; "rank": (method, ratio) of a layer or None for
+    dense; "weight_bits": of a layer; "act_bits": of a tensor group; "removed": True/False of a block.
+    """
+
+    kind: str
+    subject: str
+    values: tuple[object, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique name, e.g. ``keep:layer1``."""
+        return f"{self.kind}:{self.subject}"
+
+
+class PolicySpace:
+    """All policies for one network on one kind of target; encodes them to and from [0, 1]^d.
+
+    Coordinate i of a point picks ``values[round(x[i] * (len(values) - 1))]`` of ``choices[i]``:
+    1 leaves the network as it is, 0 is the smallest.
+    """
+
+    def __init__(self, structure: Structure, abilities: Abilities) -> None:
+        self.structure = structure
+        self.abilities = abilities
+        self.choices: tuple[Choice, ...] = tuple(_choices(structure, abilities))
+        self._index = {c.name: i for i, c in enumerate(self.choices)}
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates d."""
+        return len(self.choices)
+
+    @cached_property
+    def cardinalities(self) -> NDArray[np.int64]:
+        """Number of values of each coordinate, shape (d,)."""
+        return np.array([len(c.values) for c in self.choices], dtype=np.int64)
+
+    @property
+    def log10_size(self) -> float:
+        """log10 of the number of policies."""
+        return float(np.log10(self.cardinalities.astype(float)).sum()) if self.choices else 0.0
+
+    def indices(self, x: Sequence[float] | NDArray[np.float64]) -> NDArray[np.int64]:
+        """Value index of every coordinate for a point in [0, 1]^d, shape (d,)."""
+        point = np.clip(np.asarray(x, dtype=float), 0.0, 1.0)
+        if point.shape != (self.dimension,):
+            raise PolicyError(f"a point of this space has {self.dimension} coordinates, got {point.shape}")
+        if not np.isfinite(point).all():
+            raise PolicyError("a point of the policy space holds NaN")
+        picked: NDArray[np.int64] = np.rint(point * (self.cardinalities - 1)).astype(np.int64)
+        return picked
+
+    def decode(self, x: Sequence[float] | NDArray[np.float64]) -> Policy:
+        """The policy at a point of [0, 1]^d."""
+        return self.at(self.indices(x))
+
+    def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Policy:
+        """The policy with the given value index per coordinate."""
+        keep: dict[str, float] = {}
+        rank: dict[str, tuple[str, float]] = {}
+        weight_bits: dict[str, int] = {}
+        act_bits: dict[str, int] = {}
+        removed: set[str] = set()
+        for choice, i in zip(self.choices, indices, strict=True):
+            value = choice.values[int(i)]
+            if choice.kind == "keep" and isinstance(value, int):
+                keep[choice.subject] = value / self.structure.group[choice.subject].size
+            elif choice.kind == "rank" and isinstance(value, tuple):
+                rank[choice.subject] = value
+            elif choice.kind == "weight_bits" and isinstance(value, int):
+                weight_bits[choice.subject] = value
+            elif choice.kind == "act_bits" and isinstance(value, int):
+                act_bits[choice.subject] = value
+            elif choice.kind == "removed" and value is True:
+                removed.add(choice.subject)
+        return Policy(keep, rank, weight_bits, act_bits, frozenset(removed))
+
+    def encode(self, policy: Policy) -> NDArray[np.float64]:
+        """A point that decodes to the policy, or to the nearest one of this space; shape (d,)."""
+        x = np.ones(self.dimension)
+        for i, choice in enumerate(self.choices):
+            n = len(choice.values)
+            x[i] = self._position(choice, policy) / (n - 1) if n > 1 else 1.0
+        return x
+
+    def _position(self, choice: Choice, policy: Policy) -> int:
+        last = len(choice.values) - 1
+        if choice.kind == "keep":
+            size = self.structure.group[choice.subject].size
+            want = policy.keep.get(choice.subject, 1.0) * size
+            return int(np.argmin([abs(float(v) - want) for v in choice.values if isinstance(v, int)]))
+        if choice.kind == "rank":
+            wanted = policy.rank.get(choice.subject)
+            if wanted is None:
+                return last
+            return min(range(last), default=last, key=lambda i: _rank_distance(choice.values[i], wanted))
+        if choice.kind == "removed":
+            return 0 if choice.subject in policy.removed else last
+        bits = policy.weight_bits if choice.kind == "weight_bits" else policy.act_bits
+        want_bits = bits.get(choice.subject, FLOAT)
+        return int(np.argmin([abs(v - want_bits) for v in choice.values if isinstance(v, int)]))
+
+    def resolve(self, policy: Policy) -> ResolvedPolicy:
+        """The policy in integers, as it will be hashed, priced and exported."""
+        return resolve(self.structure, self.abilities, policy)
+
+    @property
+    def dense(self) -> Policy:
+        """Nothing compressed."""
+        return Policy()
+
+    @cached_property
+    def smallest(self) -> NDArray[np.float64]:
+        """The point with every coordinate at its cheapest value."""
+        return np.zeros(self.dimension)
+
+    def uniform(self, keep: float, act_bits: int | None = None, weight_bits: int | None = None) -> Policy:
+        """Every group scaled to the same ratio and, if given, every tensor and layer to the same bits.
+
+        Without ``act_bits`` nothing is quantised. This is plain uniform scaling, the usual baseline.
+        """
+        x = np.ones(self.dimension)
+        for i, c in enumerate(self.choices):
+            n = len(c.values)
+            if c.kind == "keep":
+                x[i] = self._position(c, Policy(keep={c.subject: keep})) / max(n - 1, 1)
+            elif c.kind in ("act_bits", "weight_bits"):
+                want = act_bits if c.kind == "act_bits" else (weight_bits or act_bits)
+                if want is not None:
+                    x[i] = int(np.argmin([abs(v - want) for v in c.values if isinstance(v, int)])) / max(n - 1, 1)
+        return self.decode(x)
+
+    def check(self, policy: ResolvedPolicy) -> None:
+        """Raise PolicyError when the policy is for another network or names unknown subjects."""
+        if policy.network != self.structure.graph.digest:
+            raise PolicyError(
+                f"the policy is for network {policy.network}, this one is {self.structure.graph.digest}. "
+                "Give the task the policy was searched on."
+            )
+        known: list[tuple[str, Mapping[str, object], Mapping[str, object]]] = [
+            ("group", policy.kept, self.structure.group),
+            ("layer", policy.weight_bits, self.structure.layer),
+            ("tensor group", policy.act_bits, {g.name: g for g in self.structure.tensor_groups}),
+            ("block", dict.fromkeys(policy.removed), self.structure.block),
+        ]
+        for what, named, exist in known:
+            for name in named:
+                if name not in exist:
+                    raise PolicyError(f"the policy names an unknown {what} {name!r}.{near(name, exist)}")
+        for name, kept in policy.kept.items():
+            if kept > self.structure.group[name].size:
+                raise PolicyError(f"the policy keeps {kept} channels of group {name!r}, "
+                                  f"which has {self.structure.group[name].size}.")
+
+
+def _rank_distance(value: object, wanted: tuple[str, float]) -> float:
+    if not isinstance(value, tuple):
+        return float("inf")
+    return abs(float(value[1]) - wanted[1]) + (0.0 if value[0] == wanted[0] else 1.0)
+
+
+def _choices(structure: Structure, abilities: Abilities) -> list[Choice]:
+    found: list[Choice] = []
+    if "depth" in abilities.methods:
+        found += [Choice("removed", b.name, (True, False)) for b in structure.blocks
+                  if not _skipped(b.layers, abilities)]
+    if "prune" in abilities.methods:
+        for g in structure.groups:
+            values = _keep_values(g.size, abilities.depthwise_granularity if g.depthwise
+                                  else abilities.granularity, abilities.min_keep)
+            if len(values) > 1 and not _skipped(g.layers, abilities):
+                found.append(Choice("keep", g.name, values))
+    if "factorize" in abilities.methods:
+        for layer in structure.layers:
+            options = _rank_values(layer)
+            if options and "rank" not in layer.fixed and not _skipped((layer.name,), abilities):
+                found.append(Choice("rank", layer.name, (*options, None)))
+    if "quantize" in abilities.methods and abilities.precisions:
+        found += _bit_choices(structure, abilities)
+    return found
+
+
+def _bit_choices(structure: Structure, abilities: Abilities) -> list[Choice]:
+    """Weight bits are a choice only where more than one has kernels; otherwise activations decide."""
+    found: list[Choice] = []
+    if len(abilities.weight_bits) > 1:
+        found += [Choice("weight_bits", x.name, (*abilities.weight_bits, FLOAT)) for x in structure.layers
+                  if "bits" not in x.fixed and x.op in abilities.integer_ops
+                  and not _skipped((x.name,), abilities)]
+    if abilities.act_bits:
+        found += [Choice("act_bits", g.name, (*abilities.act_bits, FLOAT)) for g in structure.tensor_groups]
+    return found
+
+
+def _skipped(layers: Sequence[str], abilities: Abilities) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(x, pattern) for x in layers for pattern in abilities.skip)
+
+
+def _keep_values(size: int, granularity: int, min_keep: float) -> tuple[int, ...]:
+    step = granularity if size >= 2 * granularity else max(1, size // 4)
+    least = max(1, int(np.ceil(min_keep * size)))
+    return tuple(k for k in (*range(step, size, step),) if k >= least) + (size,)
+
+
+def _rank_values(layer: Layer) -> tuple[tuple[str, float], ...]:
+    """Options of a layer, cheapest first; which of them save anything is decided when resolving."""
+    if layer.groups != 1 or layer.op == "conv_transpose" or min(layer.cin, layer.cout) < 8:
+        return ()
+    if layer.op == "linear" or all(k == 1 for k in layer.kernel):
+        methods: tuple[str, ...] = ("svd",)
+    elif len(layer.kernel) == 2 and all(k > 1 for k in layer.kernel):
+        methods = ("spatial", "tucker2")
+    else:
+        methods = ("svd",)
+    return tuple((m, r) for r in reversed(RANK_RATIOS) for m in reversed(methods))
+
+
+__all__ = ["Abilities", "Choice", "Factor", "Numerics", "PolicySpace"]
