@@ -1,0 +1,50 @@
+"""Errors of hw_profiles: one root, one class per cause, each with its exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HwProfilesError(Exception):
+    """Root of the package's errors; `exit_code` is what the command line returns."""
+
+    exit_code: int = 3
+
+
+class UnknownTargetError(HwProfilesError):
+    """A target name that no YAML file answers to."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Known targets: {', '.join(names)}."
+        super().__init__(
+            f"unknown target {name!r}. {hint}\nList them with `search targets`, or give the path of a YAML file."
+        )
+
+
+class BadTargetError(HwProfilesError):
+    """A target file that cannot be read or does not follow the schema."""
+
+    exit_code = 3
+
+
+class BadKernelsError(HwProfilesError):
+    """Kernel columns of the wrong shape, name or value."""
+
+    exit_code = 3
+
+
+class UnsupportedSettingError(HwProfilesError):
+    """A setting the target does not offer, such as more threads than cores."""
+
+    exit_code = 2
+
+
+class MeasurementError(HwProfilesError):
+    """A network that the runtime could not load or run."""
+
+    exit_code = 3

@@ -1,0 +1,204 @@
+"""Targets: a device and its runtime, as frozen values read from YAML. Every constant has a source."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hw_profiles.errors import BadTargetError, UnknownTargetError
+
+TARGETS_FOLDER = Path(__file__).parent / "targets"
+DATA_FOLDER = Path(__file__).parent / "data"
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Constant(_Frozen):
+    """A number and where it comes from: a data sheet, a paper, or the command that measured it."""
+
+    value: float = Field(allow_inf_nan=False)
+    source: str = Field(min_length=3)
+
+
+class Device(_Frozen):
+    """Facts of the hardware. Bandwidth in GB/s, caches in bytes, clock in GHz."""
+
+    chip: str
+    cores: int = Field(ge=1)
+    clock_ghz: Constant
+    core_cache_bytes: Constant | None = None
+    last_cache_bytes: Constant | None = None
+    memory_gb_per_s: Constant | None = None
+    peak_macs_per_cycle_core: dict[str, Constant] = {}
+
+
+class Runtime(_Frozen):
+    """The program that executes the network, and how its kernel templates are obtained.
+
+    "host": ask the onnxruntime of this machine, default session. "host-without-nchwc": the same, as a
+    stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "rules": fusion rules by hand.
+    """
+
+    name: Literal["onnxruntime", "ncnn", "tensorrt", "bitfusion-simulator"]
+    templates: Literal["host", "host-without-nchwc", "rules"]
+    version: str = ""
+
+
+class NumericsFacts(_Frozen):
+    """How the runtime rounds. An accuracy belongs to the numerics it was measured with."""
+
+    activations: Literal["u8-affine", "s8-symmetric", "power-of-two", "float"]
+    weight_bits_range: tuple[int, int] = (2, 8)
+    per_channel_weights: bool = True
+    reduced_range_weights: bool = False
+    bias_bits: int = 32
+    quantises_between: bool = False
+
+
+class Granularity(_Frozen):
+    """Channel multiples at which the kernels are fast."""
+
+    fp32: int = Field(1, ge=1)
+    int8: int = Field(1, ge=1)
+    depthwise: int = Field(1, ge=1)
+
+
+class AbilitiesFacts(_Frozen):
+    """What a policy may choose here. `integer_precisions` are (weight bits, activation bits) with kernels;
+    `integer_ops` are kinds of layer with integer kernels ("conv", "depthwise", "linear")."""
+
+    granularity: Granularity
+    integer_precisions: tuple[tuple[int, int], ...]
+    values_only_weight_bits: bool = False
+    integer_ops: tuple[str, ...] = ("conv", "depthwise", "linear")
+
+
+class Interval(_Frozen):
+    """Spread of a prediction in natural-log space.
+
+    `log_sigma`: held-out error of the model, as a standard deviation. `runtime_factor`: what an unknown
+    runtime or board adds, as a factor either way at 90 %; dropped once the device has been measured.
+    """
+
+    log_sigma: Constant
+    runtime_factor: Constant
+
+
+class Cost(_Frozen):
+    """Name of the cost model in `hw_profiles.costs` and its constants, by kernel class and feature."""
+
+    model: Literal["cpu", "gpu", "bitfusion"]
+    constants: dict[str, dict[str, Constant]]
+    table: str | None = None
+    interval: Interval
+
+
+class Validation(_Frozen):
+    """How far predictions were off on what the fit had not seen; `status` "unvalidated" without rows."""
+
+    status: Literal["validated", "unvalidated"]
+    median_error: float | None = None
+    worst_error: float | None = None
+    on: str = ""
+    command: str = ""
+
+
+class Energy(_Frozen):
+    """Picojoules per MAC by precision and per byte moved; absent means energy is unavailable."""
+
+    mac_pj: dict[str, Constant]
+    cache_pj_per_byte: Constant
+    memory_pj_per_byte: Constant
+    note: str
+
+
+class Target(_Frozen):
+    """A device, its runtime, what it can exploit, and what it costs. See `hw_profiles/targets/*.yaml`."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    aliases: tuple[str, ...] = ()
+    title: str
+    kind: Literal["cpu", "gpu", "fpga"]
+    isa: str = ""
+    device: Device
+    runtime: Runtime
+    default_threads: int = Field(1, ge=1)
+    default_batch: int = Field(1, ge=1)
+    base_precision: Literal["fp32", "fp16", "w8a8"] = "fp32"
+    numerics: NumericsFacts
+    abilities: AbilitiesFacts
+    cost: Cost
+    validation: Validation
+    energy: Energy | None = None
+    backing: str = Field(description="what a prediction rests on, one line for the user")
+
+
+def load_target(name: str | Path) -> Target:
+    """The target of a name, an alias, or the path of a user's own YAML file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _read(path)
+    names = _index()
+    if str(name) not in names:
+        raise UnknownTargetError(str(name), names)
+    if names[str(name)] == "local":
+        from hw_profiles.local import local_target
+
+        return local_target()
+    return _shipped(names[str(name)])
+
+
+def list_targets() -> list[str]:
+    """Names of the shipped targets, without aliases."""
+    return sorted({*_index().values()})
+
+
+def target_schema() -> dict[str, Any]:
+    """JSON Schema of a target file."""
+    return Target.model_json_schema()
+
+
+@lru_cache(maxsize=1)
+def _index() -> dict[str, str]:
+    """Name or alias -> name."""
+    found = {"local": "local"}
+    for path in sorted(TARGETS_FOLDER.glob("*.yaml")):
+        found[path.stem] = path.stem
+        for alias in _shipped(path.stem).aliases:
+            found[alias] = path.stem
+    return found
+
+
+@lru_cache(maxsize=64)
+def _shipped(name: str) -> Target:
+    return _read(TARGETS_FOLDER / f"{name}.yaml")
+
+
+def _read(path: Path) -> Target:
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except OSError as error:
+        raise BadTargetError(f"cannot read the target file {str(path)!r}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadTargetError(f"target file {str(path)!r} is not YAML: {error}".splitlines()[0]) from error
+    if not isinstance(data, dict):
+        raise BadTargetError(
+            f"target file {str(path)!r} must hold a mapping: name, device, runtime, cost, ..."
+        )
+    data.pop("sources", None)  # holds the anchors that constants refer to
+    try:
+        return Target.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "(top)"
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadTargetError(f"target file {str(path)!r}: {where}: {first['msg']}{more}") from error
