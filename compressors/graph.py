@@ -100,9 +100,13 @@ class Graph:
         """The inputs of a node that are activations (not parameters)."""
         return (t for t in node.inputs if t and t in self.tensors)
 
-    def rebuilt(self, nodes: Iterable[Node], outputs: Sequence[str] | None = None,
-                tensors: Mapping[str, TensorType] | None = None,
-                params: Mapping[str, TensorType] | None = None) -> Graph:
+    def rebuilt(
+        self,
+        nodes: Iterable[Node],
+        outputs: Sequence[str] | None = None,
+        tensors: Mapping[str, TensorType] | None = None,
+        params: Mapping[str, TensorType] | None = None,
+    ) -> Graph:
         """A graph with other nodes, dead nodes, tensors and parameters dropped."""
         outs = tuple(outputs if outputs is not None else self.outputs)
         kept, needed = [], set(outs)
@@ -115,15 +119,22 @@ class Graph:
         needed.update(self.inputs)
         all_tensors = {**self.tensors, **(tensors or {})}
         all_params = {**self.params, **(params or {})}
-        return Graph(tuple(kept), self.inputs, outs,
-                     {t: v for t, v in all_tensors.items() if t in needed},
-                     {p: v for p, v in all_params.items() if p in needed}, self.fixed_batch)
+        return Graph(
+            tuple(kept),
+            self.inputs,
+            outs,
+            {t: v for t, v in all_tensors.items() if t in needed},
+            {p: v for p, v in all_params.items() if p in needed},
+            self.fixed_batch,
+        )
 
     @cached_property
     def digest(self) -> str:
         """sha256 (first 16 hex digits) of the structure: operations, attributes, shapes; no weights."""
-        doc = [[n.op, n.name, n.inputs, n.outputs, sorted((k, repr(v)) for k, v in n.attrs.items())]
-               for n in self.nodes]
+        doc = [
+            [n.op, n.name, n.inputs, n.outputs, sorted((k, repr(v)) for k, v in n.attrs.items())]
+            for n in self.nodes
+        ]
         types = sorted((t, v.shape, v.dtype) for t, v in {**self.tensors, **self.params}.items())
         text = json.dumps([doc, self.inputs, self.outputs, types, self.fixed_batch])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -223,7 +234,7 @@ class Structure:
     """All that the policy space needs to know of a network: pure, no weights.
 
     ``sizes[tensor][dim]`` gives every activation's and parameter's dimension as a function of the
-    channels kept. ``notes`` lists what cannot be searched: (subject, reason).
+    channels kept; ``slice_ends[node]`` likewise where a slice over channels starts and ends. ``notes`` lists what cannot be searched: (subject, reason).
     """
 
     graph: Graph
@@ -232,6 +243,7 @@ class Structure:
     tensor_groups: tuple[TensorGroup, ...]
     blocks: tuple[Block, ...]
     sizes: Mapping[str, tuple[DimSize, ...]]
+    slice_ends: Mapping[str, tuple[DimSize, DimSize]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
 
     @cached_property

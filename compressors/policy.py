@@ -131,8 +131,15 @@ def check_document(doc: Any) -> str:
         return f"expected an object, got {type(doc).__name__}"
     if doc.get("schema_version") != SCHEMA_VERSION:
         return f"schema_version is {doc.get('schema_version')!r}, this version reads {SCHEMA_VERSION}"
-    kinds = {"network": str, "groups": dict, "layers": dict, "tensors": dict, "removed": list,
-             "criterion": str, "ranges": str}
+    kinds = {
+        "network": str,
+        "groups": dict,
+        "layers": dict,
+        "tensors": dict,
+        "removed": list,
+        "criterion": str,
+        "ranges": str,
+    }
     for key, kind in kinds.items():
         if not isinstance(doc.get(key), kind):
             return f"{key!r} is missing or not of type {kind.__name__}"
@@ -162,8 +169,11 @@ def _check_layer(name: str, value: Any) -> str:
     if not isinstance(factor, dict) or factor.get("method") not in FACTOR_METHODS:
         return f"{where}.factor.method must be one of {', '.join(FACTOR_METHODS)}"
     rank = factor.get("rank")
-    if (not isinstance(rank, list) or len(rank) != FACTOR_METHODS[factor["method"]]
-            or not all(_int_in(r, 1, 1 << 24) for r in rank)):
+    if (
+        not isinstance(rank, list)
+        or len(rank) != FACTOR_METHODS[factor["method"]]
+        or not all(_int_in(r, 1, 1 << 24) for r in rank)
+    ):
         return f"{where}.factor.rank = {rank!r} does not fit method {factor['method']!r}"
     return ""
 

@@ -70,12 +70,14 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
                 factors[layer.name] = factor
     act_bits = _resolve_act_bits(structure, abilities, policy, dead)
     weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
-    return ResolvedPolicy(structure.graph.digest, kept, factors, weight_bits, act_bits, removed,
-                          policy.criterion, policy.ranges)
+    return ResolvedPolicy(
+        structure.graph.digest, kept, factors, weight_bits, act_bits, removed, policy.criterion, policy.ranges
+    )
 
 
-def _resolve_keep(structure: Structure, abilities: Abilities, policy: Policy,
-                  dead: set[str]) -> dict[str, int]:
+def _resolve_keep(
+    structure: Structure, abilities: Abilities, policy: Policy, dead: set[str]
+) -> dict[str, int]:
     kept: dict[str, int] = {}
     for g in structure.groups:
         if g.layers and all(x in dead for x in g.layers):
@@ -109,8 +111,9 @@ def factor_shapes(layer: Layer, shape: tuple[int, ...], factor: Factor) -> list[
     return [(r_in, cin, *ones), (r_out, r_in, *kernel), (cout, r_out, *ones)]
 
 
-def _resolve_rank(structure: Structure, layer: Layer, kept: Mapping[str, int],
-                  wanted: tuple[str, float]) -> Factor | None:
+def _resolve_rank(
+    structure: Structure, layer: Layer, kept: Mapping[str, int], wanted: tuple[str, float]
+) -> Factor | None:
     method, ratio = wanted
     shape = weight_shape(structure, layer, kept)
     cout, cin, kernel = shape[0], shape[1], shape[2:]
@@ -151,8 +154,9 @@ def _macs_factor(structure: Structure, layer: Layer, shapes: list[tuple[int, ...
     return total
 
 
-def _resolve_act_bits(structure: Structure, abilities: Abilities, policy: Policy,
-                      dead: set[str]) -> dict[str, int]:
+def _resolve_act_bits(
+    structure: Structure, abilities: Abilities, policy: Policy, dead: set[str]
+) -> dict[str, int]:
     alive_tensors = _alive_tensors(structure, policy)
     bits: dict[str, int] = {}
     for g in structure.tensor_groups:
@@ -181,13 +185,17 @@ def without_blocks(structure: Structure, removed: frozenset[str] | tuple[str, ..
             t = alias[t]
         return t
 
-    nodes = [n.with_(inputs=tuple(final(t) for t in n.inputs)) for n in graph.nodes
-             if not any(t in alias for t in n.outputs)]
+    nodes = [
+        n.with_(inputs=tuple(final(t) for t in n.inputs))
+        for n in graph.nodes
+        if not any(t in alias for t in n.outputs)
+    ]
     return graph.rebuilt(nodes, outputs=[final(t) for t in graph.outputs])
 
 
-def _resolve_weight_bits(structure: Structure, abilities: Abilities, policy: Policy, layer: Layer,
-                         act_bits: Mapping[str, int]) -> int:
+def _resolve_weight_bits(
+    structure: Structure, abilities: Abilities, policy: Policy, layer: Layer, act_bits: Mapping[str, int]
+) -> int:
     """Bits of a layer's weights: what was asked for, made executable with the tensors around it."""
     if "bits" in layer.fixed or layer.op not in abilities.integer_ops:
         return FLOAT

@@ -180,7 +180,8 @@ class PolicySpace:
             elif c.kind in ("act_bits", "weight_bits"):
                 want = act_bits if c.kind == "act_bits" else (weight_bits or act_bits)
                 if want is not None:
-                    x[i] = int(np.argmin([abs(v - want) for v in c.values if isinstance(v, int)])) / max(n - 1, 1)
+                    gaps = [abs(v - want) for v in c.values if isinstance(v, int)]
+                    x[i] = int(np.argmin(gaps)) / max(n - 1, 1)
         return self.decode(x)
 
     def check(self, policy: ResolvedPolicy) -> None:
@@ -202,8 +203,10 @@ class PolicySpace:
                     raise PolicyError(f"the policy names an unknown {what} {name!r}.{near(name, exist)}")
         for name, kept in policy.kept.items():
             if kept > self.structure.group[name].size:
-                raise PolicyError(f"the policy keeps {kept} channels of group {name!r}, "
-                                  f"which has {self.structure.group[name].size}.")
+                raise PolicyError(
+                    f"the policy keeps {kept} channels of group {name!r}, "
+                    f"which has {self.structure.group[name].size}."
+                )
 
 
 def _rank_distance(value: object, wanted: tuple[str, float]) -> float:
@@ -215,12 +218,18 @@ def _rank_distance(value: object, wanted: tuple[str, float]) -> float:
 def _choices(structure: Structure, abilities: Abilities) -> list[Choice]:
     found: list[Choice] = []
     if "depth" in abilities.methods:
-        found += [Choice("removed", b.name, (True, False)) for b in structure.blocks
-                  if not _skipped(b.layers, abilities)]
+        found += [
+            Choice("removed", b.name, (True, False))
+            for b in structure.blocks
+            if not _skipped(b.layers, abilities)
+        ]
     if "prune" in abilities.methods:
         for g in structure.groups:
-            values = _keep_values(g.size, abilities.depthwise_granularity if g.depthwise
-                                  else abilities.granularity, abilities.min_keep)
+            values = _keep_values(
+                g.size,
+                abilities.depthwise_granularity if g.depthwise else abilities.granularity,
+                abilities.min_keep,
+            )
             if len(values) > 1 and not _skipped(g.layers, abilities):
                 found.append(Choice("keep", g.name, values))
     if "factorize" in abilities.methods:
@@ -237,9 +246,11 @@ def _bit_choices(structure: Structure, abilities: Abilities) -> list[Choice]:
     """Weight bits are a choice only where more than one has kernels; otherwise activations decide."""
     found: list[Choice] = []
     if len(abilities.weight_bits) > 1:
-        found += [Choice("weight_bits", x.name, (*abilities.weight_bits, FLOAT)) for x in structure.layers
-                  if "bits" not in x.fixed and x.op in abilities.integer_ops
-                  and not _skipped((x.name,), abilities)]
+        found += [
+            Choice("weight_bits", x.name, (*abilities.weight_bits, FLOAT))
+            for x in structure.layers
+            if "bits" not in x.fixed and x.op in abilities.integer_ops and not _skipped((x.name,), abilities)
+        ]
     if abilities.act_bits:
         found += [Choice("act_bits", g.name, (*abilities.act_bits, FLOAT)) for g in structure.tensor_groups]
     return found
@@ -254,7 +265,7 @@ def _skipped(layers: Sequence[str], abilities: Abilities) -> bool:
 def _keep_values(size: int, granularity: int, min_keep: float) -> tuple[int, ...]:
     step = granularity if size >= 2 * granularity else max(1, size // 4)
     least = max(1, int(np.ceil(min_keep * size)))
-    return tuple(k for k in (*range(step, size, step),) if k >= least) + (size,)
+    return (*(k for k in range(step, size, step) if k >= least), size)
 
 
 def _rank_values(layer: Layer) -> tuple[tuple[str, float], ...]:

@@ -1,0 +1,249 @@
+"""Running a `Graph` in torch: one small function per operation.
+
+The same executor serves the uncompressed network, batch-norm recalibration, the simulation of integer
+inference and recovery (it is differentiable in the weights).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import TraceError
+from .graph import Graph, Node
+from .trace import Ref
+
+_Operation = Callable[[Node, list[Tensor | None], list[tuple[int, ...]]], Any]
+#: Called with (tensor name, value) after a node ran; what it returns takes the value's place.
+Hook = Callable[[str, Tensor], Tensor]
+#: Called for batch_norm nodes instead of the stored statistics: (node, input) -> output.
+NormHook = Callable[[Node, Tensor, Mapping[str, Tensor]], Tensor]
+
+
+def run(
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    hook: Hook | None = None,
+    norm_hook: NormHook | None = None,
+    hooked: frozenset[str] | None = None,
+) -> tuple[Tensor, ...]:
+    """Outputs of the network for a batch of inputs, each of shape (batch, ...).
+
+    ``hook`` sees (and may replace) the tensors named in ``hooked`` (None: all); ``norm_hook`` takes over
+    batch-norm. Values are freed once their last reader has run.
+    """
+    values: dict[str, Tensor] = {}
+    for name, value in zip(graph.inputs, inputs, strict=True):
+        values[name] = hook(name, value) if hook and (hooked is None or name in hooked) else value
+    batch = inputs[0].shape[0]
+    for node, dead in schedule(graph):
+        operands = [None if not t else values[t] if t in values else weights[t] for t in node.inputs]
+        if node.op == "batch_norm" and norm_hook is not None:
+            x = operands[0]
+            result: Any = norm_hook(node, x, weights) if x is not None else None
+        else:
+            shapes = [sizes(graph, t, batch) for t in node.outputs] if node.op in _SHAPED else []
+            operation = OPERATIONS.get(node.op)
+            if operation is None:
+                raise TraceError(f"operation {node.op!r} of node {node.name!r} is not known")
+            result = operation(node, operands, shapes)
+        several = result if isinstance(result, list | tuple) else (result,)
+        for name, value in zip(node.outputs, several, strict=False):
+            values[name] = hook(name, value) if hook and (hooked is None or name in hooked) else value
+        for name in dead:
+            del values[name]
+    return tuple(values[t] for t in graph.outputs)
+
+
+def sizes(graph: Graph, tensor: str, batch: int) -> tuple[int, ...]:
+    """Concrete sizes of an activation at a batch size."""
+    return tuple(d if d >= 0 else -d * batch for d in graph.tensors[tensor].shape)
+
+
+def schedule(graph: Graph) -> Iterator[tuple[Node, tuple[str, ...]]]:
+    """Nodes in order, each with the activations whose last reader it is."""
+    cached = graph.__dict__.get("_schedule")
+    if cached is None:
+        last: dict[str, int] = {}
+        for i, node in enumerate(graph.nodes):
+            for t in (*node.inputs, *node.outputs):
+                if t in graph.tensors:
+                    last[t] = i
+        ends: dict[int, list[str]] = {}
+        for t, i in last.items():
+            if t not in graph.outputs:
+                ends.setdefault(i, []).append(t)
+        cached = [(n, tuple(ends.get(i, ()))) for i, n in enumerate(graph.nodes)]
+        graph.__dict__["_schedule"] = cached
+    return iter(cached)
+
+
+def _x(operands: list[Tensor | None]) -> Tensor:
+    value = operands[0]
+    if value is None:
+        raise TraceError("an operation lost its input")
+    return value
+
+
+_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVG: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _conv(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    a = n.attrs
+    return _CONVS[len(a["stride"])](_x(v), v[1], v[2], a["stride"], a["padding"], a["dilation"], a["groups"])  # type: ignore[operator]
+
+
+def _conv_transpose(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    a = n.attrs
+    return _TRANSPOSED[len(a["stride"])](
+        _x(v),
+        v[1],
+        v[2],
+        a["stride"],
+        a["padding"],  # type: ignore[operator]
+        a["output_padding"],
+        a["groups"],
+        a["dilation"],
+    )
+
+
+def _batch_norm(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    return F.batch_norm(_x(v), v[3], v[4], v[1], v[2], False, 0.0, n.attrs["eps"])
+
+
+def _layer_norm(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    x = _x(v)
+    return F.layer_norm(x, x.shape[-n.attrs["dims"] :], v[1], v[2], n.attrs["eps"])
+
+
+def _max_pool(n: Node, v: list[Tensor | None], _: Any) -> Any:
+    a = n.attrs
+    return _MAX[len(a["kernel"])](_x(v), a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])  # type: ignore[operator]
+
+
+def _avg_pool(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    a = n.attrs
+    return _AVG[len(a["kernel"])](
+        _x(v), a["kernel"], a["stride"], a["padding"], a["ceil"], a["count_include_pad"]
+    )
+
+
+def _slice(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    a = n.attrs
+    index = [slice(None)] * a["axis"] + [slice(a["start"], a["end"], a["step"])]
+    return _x(v)[tuple(index)]
+
+
+def _sdpa(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    return F.scaled_dot_product_attention(
+        _x(v), v[1], v[2], v[3] if len(v) > 3 else None, is_causal=n.attrs["causal"], scale=n.attrs["scale"]
+    )
+
+
+def _aten(n: Node, v: list[Tensor | None], _: Any) -> Any:
+    def real(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return v[value.index]
+        return [real(x) for x in value] if isinstance(value, tuple) else value
+
+    namespace, name, overload = n.attrs["target"].split(".")
+    operation = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    return operation(*(real(a) for a in n.attrs["args"]), **{k: real(a) for k, a in n.attrs["kwargs"]})
+
+
+def _elementwise(function: Callable[..., Tensor]) -> _Operation:
+    return lambda n, v, _: function(_x(v))
+
+
+def _binary(function: Callable[[Any, Any], Tensor]) -> _Operation:
+    return lambda n, v, _: function(v[0], v[1])
+
+
+def _upsample(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    a = n.attrs
+    align = a["align_corners"] if a["mode"] == "bilinear" else None
+    return F.interpolate(
+        _x(v), scale_factor=[float(s) for s in a["scale"]], mode=a["mode"], align_corners=align
+    )
+
+
+def _clip(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+    low, high = n.attrs["min"], n.attrs["max"]
+    return torch.clamp(_x(v), None if low == -math.inf else low, None if high == math.inf else high)
+
+
+#: Operations that need the sizes of their outputs.
+_SHAPED = frozenset({"reshape", "expand", "split"})
+
+OPERATIONS: dict[str, _Operation] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": lambda n, v, _: F.linear(_x(v), v[1], v[2]),  # type: ignore[arg-type]
+    "matmul": _binary(torch.matmul),
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "group_norm": lambda n, v, _: F.group_norm(_x(v), n.attrs["groups"], v[1], v[2], n.attrs["eps"]),
+    "add": _binary(torch.add),
+    "sub": _binary(torch.sub),
+    "mul": _binary(torch.mul),
+    "div": _binary(torch.div),
+    "pow": _binary(torch.pow),
+    "maximum": _binary(torch.maximum),
+    "minimum": _binary(torch.minimum),
+    "cat": lambda n, v, _: torch.cat([x for x in v if x is not None], n.attrs["axis"]),
+    "split": lambda n, v, s: torch.split(_x(v), [o[n.attrs["axis"]] for o in s], n.attrs["axis"]),
+    "slice": _slice,
+    "select": lambda n, v, _: _x(v).select(n.attrs["axis"], n.attrs["index"]),
+    "reshape": lambda n, v, s: _x(v).reshape(s[0]),
+    "expand": lambda n, v, s: _x(v).expand(s[0]),
+    "permute": lambda n, v, _: _x(v).permute(n.attrs["perm"]),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "mean": lambda n, v, _: _x(v).mean(n.attrs["axes"], keepdim=n.attrs["keepdim"]),
+    "pad": lambda n, v, _: F.pad(
+        _x(v), n.attrs["pads"], n.attrs["mode"], n.attrs["value"] if n.attrs["mode"] == "constant" else None
+    ),
+    "upsample": _upsample,
+    "embedding": lambda n, v, _: F.embedding(_x(v), v[1]),  # type: ignore[arg-type]
+    "prelu": lambda n, v, _: F.prelu(_x(v), v[1]),  # type: ignore[arg-type]
+    "sdpa": _sdpa,
+    "aten": _aten,
+    "softmax": lambda n, v, _: F.softmax(_x(v), n.attrs["axis"]),
+    "log_softmax": lambda n, v, _: F.log_softmax(_x(v), n.attrs["axis"]),
+    "clip": _clip,
+    "leaky_relu": lambda n, v, _: F.leaky_relu(_x(v), n.attrs["alpha"]),
+    "elu": lambda n, v, _: F.elu(_x(v), n.attrs["alpha"]),
+    "gelu": lambda n, v, _: F.gelu(_x(v), approximate=n.attrs["approximate"]),
+    **{
+        name: _elementwise(getattr(torch, name))
+        for name in (
+            "relu",
+            "sigmoid",
+            "tanh",
+            "exp",
+            "sqrt",
+            "rsqrt",
+            "neg",
+            "abs",
+            "erf",
+            "log",
+            "sin",
+            "cos",
+            "reciprocal",
+            "floor",
+        )
+    },
+    **{
+        name: _elementwise(getattr(F, name))
+        for name in ("hardswish", "hardsigmoid", "silu", "mish", "softplus")
+    },
+}

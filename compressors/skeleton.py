@@ -1,0 +1,307 @@
+"""The shape of a compressed network before any weight is touched: pure, shared by compression and pricing.
+
+`skeleton_of` depends only on a policy's *structure* (blocks removed, factorisation methods), so it is
+cached; sizes stay symbolic in channels kept and ranks. `concrete` fills them in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from .graph import WEIGHT_OPS, DimSize, Graph, Node, Structure, TensorType
+from .policy import FLOAT, ResolvedPolicy
+from .resolve import fused_output, without_blocks
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Batch-norm ``norm`` folded into the weight-bearing nodes ``into`` (several where a weight is shared)."""
+
+    norm: Node
+    into: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Topology of a compressed network.
+
+    ``unfolded`` still has its batch-norms (for recalibration); ``graph`` has them folded away. Node and
+    tensor names of what is left unchanged are those of the traced graph; types in both graphs are those
+    of the *uncompressed* sizes: use `concrete`. ``sizes`` covers all tensors and parameters; rank i of
+    layer L appears as pseudo group ``rank:L:i``. ``layer_of`` maps weight-bearing nodes (factors too) to
+    layers; ``params_of`` maps a factorised layer to its factor weights in order.
+    """
+
+    unfolded: Graph
+    graph: Graph
+    sizes: Mapping[str, tuple[DimSize, ...]]
+    layer_of: Mapping[str, str]
+    factor_weights: Mapping[str, tuple[str, ...]]
+    foldings: tuple[Folding, ...]
+    unfoldable: tuple[str, ...]
+    slice_ends: Mapping[str, tuple[DimSize, DimSize]] = field(default_factory=dict)
+
+
+def structure_key(policy: ResolvedPolicy) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """What the topology depends on: blocks removed and the method of each factorised layer."""
+    return tuple(sorted(policy.removed)), tuple(sorted((k, f.method) for k, f in policy.factors.items()))
+
+
+def unknowns(policy: ResolvedPolicy, structure: Structure) -> dict[str, int]:
+    """Values of everything sizes depend on: channels kept per group (all, if absent) and ranks."""
+    values = {g.name: policy.kept.get(g.name, g.size) for g in structure.groups}
+    for name, factor in policy.factors.items():
+        values.update({f"rank:{name}:{i}": r for i, r in enumerate(factor.rank)})
+    return values
+
+
+class SkeletonCache:
+    """Skeletons of one network by `structure_key`."""
+
+    def __init__(self, structure: Structure, limit: int = 4096) -> None:
+        self.structure = structure
+        self._build = lru_cache(maxsize=limit)(self._make)
+
+    def of(self, policy: ResolvedPolicy) -> Skeleton:
+        """The skeleton a policy leads to."""
+        return self._build(*structure_key(policy))
+
+    def _make(self, removed: tuple[str, ...], methods: tuple[tuple[str, str], ...]) -> Skeleton:
+        return skeleton_of(self.structure, removed, dict(methods))
+
+
+def skeleton_of(structure: Structure, removed: tuple[str, ...], methods: Mapping[str, str]) -> Skeleton:
+    """Remove blocks, split factorised layers, fold batch-norms; sizes stay symbolic."""
+    graph = without_blocks(structure, removed)
+    sizes = dict(structure.sizes)
+    layer_of = {n.name: structure.layer_of_node[n.name].name for n in graph.nodes if n.op in WEIGHT_OPS}
+    nodes: list[Node] = []
+    types: dict[str, TensorType] = {}
+    params: dict[str, TensorType] = {}
+    weights: dict[str, tuple[str, ...]] = {}
+    for n in graph.nodes:
+        layer = layer_of.get(n.name)
+        if layer is None or layer not in methods:
+            nodes.append(n)
+            continue
+        chain = _factor(structure, n, layer, methods[layer], sizes, types, params)
+        weights[layer] = tuple(c.inputs[1] for c in chain)
+        layer_of.update({c.name: layer for c in chain})
+        nodes.extend(chain)
+    unfolded = graph.rebuilt(nodes, tensors=types, params=params)
+    folded, foldings, unfoldable = _fold(unfolded, sizes)
+    alive = {n.name for n in unfolded.nodes}
+    return Skeleton(
+        unfolded,
+        folded,
+        sizes,
+        {k: v for k, v in layer_of.items() if k in alive},
+        weights,
+        foldings,
+        unfoldable,
+        {k: v for k, v in structure.slice_ends.items() if k in alive},
+    )
+
+
+def _factor(
+    structure: Structure,
+    n: Node,
+    layer: str,
+    method: str,
+    sizes: dict[str, tuple[DimSize, ...]],
+    types: dict[str, TensorType],
+    params: dict[str, TensorType],
+) -> list[Node]:
+    """The chain of nodes a factorised layer becomes; registers its weights and inner tensors."""
+    x, w, b = n.inputs
+    cout, cin, *_ = sizes[w]
+    full = structure.graph.params[w].shape
+    kernel = full[2:]
+    ranks = [DimSize(0, ((f"rank:{layer}:{i}", 1),)) for i in range(2 if method == "tucker2" else 1)]
+    channels = [cin, *ranks, cout]
+    steps = _steps(n, method, kernel)
+    chain: list[Node] = []
+    tensor = x
+    for i, (shape, attrs) in enumerate(steps):
+        last = i == len(steps) - 1
+        weight = f"{layer}.factor{i}.weight"
+        sizes[weight] = (channels[i + 1], channels[i], *(DimSize(k) for k in shape))
+        params[weight] = TensorType((full[0], full[1], *shape))
+        out = n.outputs[0] if last else f"{n.outputs[0]}.factor{i}"
+        chain.append(
+            Node(
+                n.op,
+                n.name if last else f"{n.name}.factor{i}",
+                (tensor, weight, b if last else ""),
+                (out,),
+                attrs,
+            )
+        )
+        if not last:
+            before = structure.graph.tensors[tensor].shape if tensor == x else types[tensor].shape
+            kind, dims = _inner(n.op, before, sizes[tensor], channels[i + 1], shape, attrs, full[0])
+            types[out], sizes[out] = kind, dims
+        tensor = out
+    return chain
+
+
+def _steps(n: Node, method: str, kernel: tuple[int, ...]) -> list[tuple[tuple[int, ...], dict[str, object]]]:
+    """Kernel and attributes of every factor."""
+    a = n.attrs
+    if n.op == "linear":
+        return [((), {}), ((), {})]
+    one = tuple(1 for _ in kernel)
+    zero = tuple(0 for _ in kernel)
+    unit = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
+    whole = {"stride": a["stride"], "padding": a["padding"], "dilation": a["dilation"], "groups": 1}
+    if method == "svd":
+        return [(kernel, whole), (one, unit)]
+    if method == "tucker2":
+        return [(one, unit), (kernel, whole), (one, unit)]
+
+    def half(i: int) -> tuple[tuple[int, ...], dict[str, object]]:
+        def only(key: str, rest: int) -> tuple[int, ...]:
+            return tuple(a[key][d] if d == i else rest for d in range(2))
+
+        return (
+            tuple(kernel[d] if d == i else 1 for d in range(2)),
+            {
+                "stride": only("stride", 1),
+                "padding": only("padding", 0),
+                "dilation": only("dilation", 1),
+                "groups": 1,
+            },
+        )
+
+    return [half(0), half(1)]
+
+
+def _inner(
+    op: str,
+    before: tuple[int, ...],
+    sizes: tuple[DimSize, ...],
+    channels: DimSize,
+    kernel: tuple[int, ...],
+    attrs: Mapping[str, object],
+    full: int,
+) -> tuple[TensorType, tuple[DimSize, ...]]:
+    """Type and sizes of the tensor between two factors."""
+    if op == "linear":
+        return TensorType((*before[:-1], full)), (*sizes[:-1], channels)
+    stride, padding, dilation = (tuple(attrs[k]) for k in ("stride", "padding", "dilation"))  # type: ignore[arg-type]
+    spatial = tuple(
+        (s + 2 * p - d * (k - 1) - 1) // t + 1
+        for s, p, d, k, t in zip(before[2:], padding, dilation, kernel, stride, strict=True)
+    )
+    return TensorType((before[0], full, *spatial)), (sizes[0], channels, *(DimSize(s) for s in spatial))
+
+
+def _fold(
+    graph: Graph, sizes: dict[str, tuple[DimSize, ...]]
+) -> tuple[Graph, tuple[Folding, ...], tuple[str, ...]]:
+    """Drop every batch-norm that directly follows a weight-bearing node nobody else reads."""
+    callers: dict[str, list[Node]] = {}
+    for n in graph.nodes:
+        if n.op in WEIGHT_OPS:
+            callers.setdefault(n.inputs[1], []).append(n)
+    norm_after = {
+        n.name: m for n in graph.nodes if n.op in WEIGHT_OPS and (m := _norm_after(graph, n)) is not None
+    }
+    foldings: list[Folding] = []
+    gone: dict[str, str] = {}  # name of a folded batch-norm node -> its input tensor
+    biased: dict[str, str] = {}
+    for weight, nodes in callers.items():
+        norms = [norm_after.get(n.name) for n in nodes]
+        first = norms[0]
+        if first is None or any(m is None or m.inputs[1:] != first.inputs[1:] for m in norms):
+            continue
+        foldings.append(Folding(first, tuple(n.name for n in nodes)))
+        gone.update({m.name: m.inputs[0] for m in norms if m is not None})
+        bias = f"{weight}.folded_bias"
+        sizes[bias] = sizes[first.inputs[1]]
+        biased.update({n.name: bias for n in nodes})
+    renamed = {gone[n.name]: n.outputs[0] for n in graph.nodes if n.name in gone}
+    nodes = [_renamed(n, renamed, biased) for n in graph.nodes if n.name not in gone]
+    params = {b: graph.params[f.norm.inputs[1]] for f in foldings for b in [biased[f.into[0]]]}
+    left = tuple(n.name for n in nodes if n.op == "batch_norm")
+    return graph.rebuilt(nodes, params=params), tuple(foldings), left
+
+
+def _renamed(n: Node, renamed: Mapping[str, str], biased: Mapping[str, str]) -> Node:
+    outputs = tuple(renamed.get(t, t) for t in n.outputs)
+    inputs = n.inputs if n.name not in biased else (*n.inputs[:2], biased[n.name])
+    return n.with_(outputs=outputs, inputs=inputs)
+
+
+def _norm_after(graph: Graph, n: Node) -> Node | None:
+    out = n.outputs[0]
+    readers = graph.consumers.get(out, ())
+    if out in graph.outputs or len(readers) != 1 or readers[0].op != "batch_norm":
+        return None
+    if n.op == "linear" and len(graph.tensors[out].shape) != 2:
+        return None
+    if n.op == "conv_transpose" and n.attrs["groups"] > 1:
+        return None
+    return readers[0]
+
+
+def concrete(graph: Graph, skeleton: Skeleton, values: Mapping[str, int]) -> Graph:
+    """A graph of the skeleton with real sizes: types, groups of depthwise layers, ends of slices."""
+
+    def sized(name: str, kind: TensorType) -> TensorType:
+        return dataclasses.replace(
+            kind, shape=tuple(-d.at(values) if d.batch else d.at(values) for d in skeleton.sizes[name])
+        )
+
+    tensors = {t: sized(t, k) for t, k in graph.tensors.items()}
+    params = {p: sized(p, k) for p, k in graph.params.items()}
+    nodes = []
+    for n in graph.nodes:
+        if n.op == "conv" and n.attrs["groups"] > 1:
+            groups = tensors[n.inputs[0]].shape[1] // params[n.inputs[1]].shape[1]
+            n = n.with_(attrs={**n.attrs, "groups": groups})
+        elif n.op == "conv_transpose" and n.attrs["groups"] > 1 and graph.params[n.inputs[1]].shape[1] == 1:
+            n = n.with_(attrs={**n.attrs, "groups": params[n.inputs[1]].shape[0]})
+        elif n.op == "slice" and n.name in skeleton.slice_ends:
+            start, end = skeleton.slice_ends[n.name]
+            n = n.with_(attrs={**n.attrs, "start": start.at(values), "end": end.at(values)})
+        nodes.append(n)
+    return Graph(tuple(nodes), graph.inputs, graph.outputs, tensors, params, graph.fixed_batch)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where integers are: bits of activations (by tensor, at its producer) and of weights (by parameter)."""
+
+    tensors: Mapping[str, int]
+    params: Mapping[str, int]
+
+
+def placement(structure: Structure, skeleton: Skeleton, policy: ResolvedPolicy) -> Placement:
+    """Quantise/dequantise goes exactly here, in simulation and export; tensors not named stay float.
+
+    A tensor inside a factorised layer takes the bits of the layer's input when the layer is integer.
+    """
+    graph = skeleton.graph
+    tensors: dict[str, int] = {}
+    for g in structure.tensor_groups:
+        bits = policy.act_bits.get(g.name, FLOAT)
+        if bits != FLOAT:
+            tensors.update({t: bits for t in g.tensors if t in graph.tensors})
+    params: dict[str, int] = {}
+    for n in graph.nodes:
+        layer = skeleton.layer_of.get(n.name)
+        if layer is None:
+            continue
+        bits = policy.weight_bits.get(layer, FLOAT)
+        if bits == FLOAT:
+            continue
+        params[n.inputs[1]] = bits
+        inner = n.outputs[0]
+        source = tensors.get(n.inputs[0])
+        if ".factor" in inner and source is not None:
+            tensors[fused_output(graph, n)] = source
+    return Placement(tensors, params)
