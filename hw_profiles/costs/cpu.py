@@ -131,6 +131,7 @@ def int8_dense(s: Shapes) -> Features:
         "pixels": pixels * s.groups,
         "outputs": pixels * s.cout,
         "columns": pixels * columns,
+        **_moved(s, 1.0),
         **_weights(s, 1.0),
     }
 
@@ -145,6 +146,7 @@ def int8_depthwise(s: Shapes) -> Features:
         "left_taps": pixels * left * window,
         "gather": pixels * window,
         "outputs": pixels * s.cout,
+        **_moved(s, 1.0),
     }
 
 
@@ -198,7 +200,7 @@ _VARIANTS = ("dense", "pointwise", "depthwise", "first")
 SIMPLE: dict[str, str] = {
     "MaxPool": "pool", "AveragePool": "pool", "GlobalAveragePool": "reduce", "GlobalMaxPool": "reduce",
     "ReduceMean": "reduce", "ReduceMax": "reduce", "ReduceSum": "reduce", "LpPool": "pool",
-    "QLinearAveragePool": "qpool", "QLinearGlobalAveragePool": "qreduce", "QLinearReduceMean": "qreduce",
+    "NhwcMaxPool": "pool", "QLinearAveragePool": "qpool", "QLinearGlobalAveragePool": "qreduce", "QLinearReduceMean": "qreduce",
     "Add": "add", "Sub": "add", "Mul": "add", "Div": "add", "Max": "add", "Min": "add", "Sum": "add",
     "Relu": "map", "Clip": "map", "LeakyRelu": "map", "PRelu": "map", "HardSwish": "map", "Neg": "map",
     "HardSigmoid": "map", "Abs": "map", "Sqrt": "map", "Reciprocal": "map", "Where": "map",
@@ -256,6 +258,12 @@ def variants(name: str, s: Shapes) -> Index:
     if name == "nchwc":
         kind = np.where(s.cin < _LANES, 3, kind)
     return np.asarray(np.where((s.groups > 1.0) & (s.groups == s.cin), 2, kind), dtype=np.intp)
+
+
+def variant_table(name: str, variant: int) -> str:
+    """Table of constants of a convolution family's variant."""
+    table = f"{name}.{_VARIANTS[variant]}"
+    return table if table in MODELS else f"{name}.dense"
 
 
 def cold_shares(batch: KernelBatch, core_bytes: float, last_bytes: float) -> tuple[Array, Array]:
@@ -333,8 +341,7 @@ class CpuCost(CostModel):
         first = kinds[0] if len(kinds) else np.zeros(len(index), dtype=np.intp)
         mixed = bool((kinds != first).any())
         for variant in np.unique(kinds):
-            table = f"{name}.{_VARIANTS[variant]}"
-            table = table if table in MODELS else f"{name}.dense"
+            table = variant_table(name, int(variant))
             mine = (kinds == variant).any(axis=0)
             chosen = index[mine]
             cost = self._weigh(table, Shapes(batch, chosen, cold))
