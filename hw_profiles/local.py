@@ -56,7 +56,7 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
                 "status": "unvalidated",
                 "median_error": None,
                 "worst_error": None,
-                "on": "",
+                "held_out": "",
                 "command": "",
             }
         ),

@@ -106,7 +106,7 @@ class Validation(_Frozen):
     status: Literal["validated", "unvalidated"]
     median_error: float | None = None
     worst_error: float | None = None
-    on: str = ""
+    held_out: str = ""
     command: str = ""
 
 

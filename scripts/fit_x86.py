@@ -163,7 +163,7 @@ def write(networks: Sequence[Network], whole: dict[str, float]) -> None:
         "  status: validated",
         f"  median_error: {float(np.median(errors)):.3f}",
         f"  worst_error: {float(errors.max()):.3f}",
-        f'  on: "{len(errors)} whole networks held out in {FOLDS} folds, one thread"',
+        f'  held_out: "{len(errors)} whole networks in {FOLDS} folds, one thread"',
         f'  command: "{COMMAND}"',
         f'backing: "{len(errors)} networks measured in onnxruntime, one thread; held-out median error '
         f'{float(np.median(errors)):.1%}"',
