@@ -459,7 +459,8 @@ def _per_sample(s: Labelling, ids: Ids, size: int) -> Ids | None:
     rows = ids.reshape(_HINT, -1)
     for row in rows[1:]:
         s.tie(rows[0], row)
-    return rows[0]
+    first: Ids = rows[0]
+    return first
 
 
 def _carrier(s: Labelling, n: Node, outs: list[int], wide: list[int], after: Sequence[int]) -> int:

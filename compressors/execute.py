@@ -18,7 +18,7 @@ from .errors import TraceError
 from .graph import Graph, Node
 from .trace import Ref
 
-_Operation = Callable[[Node, list[Tensor | None], list[tuple[int, ...]]], Any]
+_Operation = Callable[[Node, list[Any], list[tuple[int, ...]]], Any]
 #: Called with (tensor name, value) after a node ran; what it returns takes the value's place.
 Hook = Callable[[str, Tensor], Tensor]
 #: Called for batch_norm nodes instead of the stored statistics: (node, input) -> output.
@@ -84,8 +84,8 @@ def schedule(graph: Graph) -> Iterator[tuple[Node, tuple[str, ...]]]:
     return iter(cached)
 
 
-def _x(operands: list[Tensor | None]) -> Tensor:
-    value = operands[0]
+def _x(operands: list[Any]) -> Tensor:
+    value: Tensor | None = operands[0]
     if value is None:
         raise TraceError("an operation lost its input")
     return value
@@ -97,59 +97,59 @@ _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVG: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def _conv(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _conv(n: Node, v: list[Any], _: Any) -> Tensor:
     a = n.attrs
-    return _CONVS[len(a["stride"])](_x(v), v[1], v[2], a["stride"], a["padding"], a["dilation"], a["groups"])  # type: ignore[operator]
+    return _CONVS[len(a["stride"])](_x(v), v[1], v[2], a["stride"], a["padding"], a["dilation"], a["groups"])
 
 
-def _conv_transpose(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _conv_transpose(n: Node, v: list[Any], _: Any) -> Tensor:
     a = n.attrs
     return _TRANSPOSED[len(a["stride"])](
         _x(v),
         v[1],
         v[2],
         a["stride"],
-        a["padding"],  # type: ignore[operator]
+        a["padding"],
         a["output_padding"],
         a["groups"],
         a["dilation"],
     )
 
 
-def _batch_norm(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _batch_norm(n: Node, v: list[Any], _: Any) -> Tensor:
     return F.batch_norm(_x(v), v[3], v[4], v[1], v[2], False, 0.0, n.attrs["eps"])
 
 
-def _layer_norm(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _layer_norm(n: Node, v: list[Any], _: Any) -> Tensor:
     x = _x(v)
     return F.layer_norm(x, x.shape[-n.attrs["dims"] :], v[1], v[2], n.attrs["eps"])
 
 
-def _max_pool(n: Node, v: list[Tensor | None], _: Any) -> Any:
+def _max_pool(n: Node, v: list[Any], _: Any) -> Any:
     a = n.attrs
-    return _MAX[len(a["kernel"])](_x(v), a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])  # type: ignore[operator]
+    return _MAX[len(a["kernel"])](_x(v), a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])
 
 
-def _avg_pool(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _avg_pool(n: Node, v: list[Any], _: Any) -> Tensor:
     a = n.attrs
     return _AVG[len(a["kernel"])](
         _x(v), a["kernel"], a["stride"], a["padding"], a["ceil"], a["count_include_pad"]
     )
 
 
-def _slice(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _slice(n: Node, v: list[Any], _: Any) -> Tensor:
     a = n.attrs
     index = [slice(None)] * a["axis"] + [slice(a["start"], a["end"], a["step"])]
     return _x(v)[tuple(index)]
 
 
-def _sdpa(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _sdpa(n: Node, v: list[Any], _: Any) -> Tensor:
     return F.scaled_dot_product_attention(
         _x(v), v[1], v[2], v[3] if len(v) > 3 else None, is_causal=n.attrs["causal"], scale=n.attrs["scale"]
     )
 
 
-def _aten(n: Node, v: list[Tensor | None], _: Any) -> Any:
+def _aten(n: Node, v: list[Any], _: Any) -> Any:
     def real(value: Any) -> Any:
         if isinstance(value, Ref):
             return v[value.index]
@@ -168,7 +168,7 @@ def _binary(function: Callable[[Any, Any], Tensor]) -> _Operation:
     return lambda n, v, _: function(v[0], v[1])
 
 
-def _upsample(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _upsample(n: Node, v: list[Any], _: Any) -> Tensor:
     a = n.attrs
     align = a["align_corners"] if a["mode"] == "bilinear" else None
     return F.interpolate(
@@ -176,7 +176,7 @@ def _upsample(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
     )
 
 
-def _clip(n: Node, v: list[Tensor | None], _: Any) -> Tensor:
+def _clip(n: Node, v: list[Any], _: Any) -> Tensor:
     low, high = n.attrs["min"], n.attrs["max"]
     return torch.clamp(_x(v), None if low == -math.inf else low, None if high == math.inf else high)
 
@@ -187,7 +187,7 @@ _SHAPED = frozenset({"reshape", "expand", "split"})
 OPERATIONS: dict[str, _Operation] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
-    "linear": lambda n, v, _: F.linear(_x(v), v[1], v[2]),  # type: ignore[arg-type]
+    "linear": lambda n, v, _: F.linear(_x(v), v[1], v[2]),
     "matmul": _binary(torch.matmul),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
@@ -213,8 +213,8 @@ OPERATIONS: dict[str, _Operation] = {
         _x(v), n.attrs["pads"], n.attrs["mode"], n.attrs["value"] if n.attrs["mode"] == "constant" else None
     ),
     "upsample": _upsample,
-    "embedding": lambda n, v, _: F.embedding(_x(v), v[1]),  # type: ignore[arg-type]
-    "prelu": lambda n, v, _: F.prelu(_x(v), v[1]),  # type: ignore[arg-type]
+    "embedding": lambda n, v, _: F.embedding(_x(v), v[1]),
+    "prelu": lambda n, v, _: F.prelu(_x(v), v[1]),
     "sdpa": _sdpa,
     "aten": _aten,
     "softmax": lambda n, v, _: F.softmax(_x(v), n.attrs["axis"]),

@@ -234,7 +234,8 @@ class Structure:
     """All that the policy space needs to know of a network: pure, no weights.
 
     ``sizes[tensor][dim]`` gives every activation's and parameter's dimension as a function of the
-    channels kept; ``slice_ends[node]`` likewise where a slice over channels starts and ends. ``notes`` lists what cannot be searched: (subject, reason).
+    channels kept; ``slice_ends[node]`` likewise where a slice over channels starts and ends. ``notes``
+    lists what cannot be searched: (subject, reason).
     """
 
     graph: Graph

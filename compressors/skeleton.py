@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from .graph import WEIGHT_OPS, DimSize, Graph, Node, Structure, TensorType
 from .policy import FLOAT, ResolvedPolicy
@@ -18,7 +19,7 @@ from .resolve import fused_output, without_blocks
 
 @dataclass(frozen=True)
 class Folding:
-    """Batch-norm ``norm`` folded into the weight-bearing nodes ``into`` (several where a weight is shared)."""
+    """Batch-norm ``norm`` folded into the weight-bearing nodes ``into`` (several if it is shared)."""
 
     norm: Node
     into: tuple[str, ...]
@@ -148,7 +149,7 @@ def _factor(
     return chain
 
 
-def _steps(n: Node, method: str, kernel: tuple[int, ...]) -> list[tuple[tuple[int, ...], dict[str, object]]]:
+def _steps(n: Node, method: str, kernel: tuple[int, ...]) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
     """Kernel and attributes of every factor."""
     a = n.attrs
     if n.op == "linear":
@@ -162,7 +163,7 @@ def _steps(n: Node, method: str, kernel: tuple[int, ...]) -> list[tuple[tuple[in
     if method == "tucker2":
         return [(one, unit), (kernel, whole), (one, unit)]
 
-    def half(i: int) -> tuple[tuple[int, ...], dict[str, object]]:
+    def half(i: int) -> tuple[tuple[int, ...], dict[str, Any]]:
         def only(key: str, rest: int) -> tuple[int, ...]:
             return tuple(a[key][d] if d == i else rest for d in range(2))
 
@@ -185,13 +186,13 @@ def _inner(
     sizes: tuple[DimSize, ...],
     channels: DimSize,
     kernel: tuple[int, ...],
-    attrs: Mapping[str, object],
+    attrs: Mapping[str, Any],
     full: int,
 ) -> tuple[TensorType, tuple[DimSize, ...]]:
     """Type and sizes of the tensor between two factors."""
     if op == "linear":
         return TensorType((*before[:-1], full)), (*sizes[:-1], channels)
-    stride, padding, dilation = (tuple(attrs[k]) for k in ("stride", "padding", "dilation"))  # type: ignore[arg-type]
+    stride, padding, dilation = attrs["stride"], attrs["padding"], attrs["dilation"]
     spatial = tuple(
         (s + 2 * p - d * (k - 1) - 1) // t + 1
         for s, p, d, k, t in zip(before[2:], padding, dilation, kernel, stride, strict=True)

@@ -1,0 +1,365 @@
+"""Doing a resolved policy to a network: prune, factorise, recalibrate, fold, quantise, correct biases.
+
+The same policy on the same machine and thread count gives the same network, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .compressed import ActivationCode, Compressed, WeightCode
+from .execute import run
+from .factorize import factorize
+from .graph import VIEW_OPS, Graph, Node, Structure
+from .importance import Evidence
+from .policy import FLOAT, ResolvedPolicy
+from .prune import kept_indices, prune
+from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
+from .resolve import Numerics
+from .skeleton import Placement, Skeleton, SkeletonCache, concrete, placement, unknowns
+from .structure import structure_of
+from .trace import trace
+
+#: Calibration samples used to find activation ranges (batch-norm takes all that the network holds).
+RANGE_SAMPLES = 128
+
+
+@dataclass
+class Network:
+    """A traced network with what compression needs to know of it: structure, weights, calibration data."""
+
+    structure: Structure
+    weights: Mapping[str, Tensor]
+    calibration: tuple[Tensor, ...]
+    skeletons: SkeletonCache
+    _gradients: dict[str, Tensor] | None = field(default=None, repr=False)
+    _means: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_module(
+        cls, module: nn.Module, example: Sequence[Tensor], calibration: Sequence[Tensor]
+    ) -> Network:
+        """Trace a module; ``calibration`` are inputs, shape (samples, ...) each."""
+        traced = trace(module, example)
+        structure = structure_of(traced.graph)
+        weights = {k: v.detach().clone() for k, v in traced.weights.items()}
+        return cls(structure, weights, tuple(calibration), SkeletonCache(structure))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What importance criteria may look at."""
+        return Evidence(self.structure, self.weights, self.gradients)
+
+    @torch.enable_grad()
+    def gradients(self) -> Mapping[str, Tensor]:
+        """Gradients of the loss against the network's own answers on calibration data, computed once."""
+        if self._gradients is None:
+            names = [x.weight for x in self.structure.layers]
+            leaves = {k: self.weights[k].clone().requires_grad_(True) for k in names}
+            inputs = tuple(x[:RANGE_SAMPLES] for x in self.calibration)
+            outputs = batched(self.structure.graph, {**self.weights, **leaves}, inputs)
+            first = outputs[0]
+            if first.dim() == 2 and first.shape[1] > 1:
+                loss = F.cross_entropy(first, first.detach().argmax(1))
+            else:
+                loss = first.square().mean()
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            self._gradients = {k: g for k, g in zip(names, found, strict=True) if g is not None}
+        return self._gradients
+
+    @torch.no_grad()
+    def channel_means(self) -> Mapping[str, Tensor]:
+        """Mean of every weight-bearing node's output per channel, uncompressed, computed once."""
+        if self._means is None:
+            found: dict[str, Tensor] = {}
+            axis = {
+                n.outputs[0]: _channel_axis(n)
+                for n in self.structure.graph.nodes
+                if n.name in self.structure.layer_of_node
+            }
+
+            def look(name: str, value: Tensor) -> Tensor:
+                found[name] = _channel_mean(value, axis[name])
+                return value
+
+            run(
+                self.structure.graph,
+                self.weights,
+                fitted(self.structure.graph, self.calibration),
+                look,
+                hooked=frozenset(axis),
+            )
+            self._means = found
+        return self._means
+
+
+def fitted(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs cut to the batch a fixed-batch network takes."""
+    return inputs if graph.fixed_batch is None else tuple(x[: graph.fixed_batch] for x in inputs)
+
+
+def batched(graph: Graph, weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Outputs for any number of samples, also of a network that takes a fixed batch only."""
+    if graph.fixed_batch is None:
+        return run(graph, weights, inputs)
+    step = graph.fixed_batch
+    parts = [
+        run(graph, weights, tuple(x[i : i + step] for x in inputs))
+        for i in range(0, inputs[0].shape[0] - step + 1, step)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def compress(network: Network, policy: ResolvedPolicy, numerics: Numerics) -> Compressed:
+    """The compressed network a resolved policy describes, ready to simulate and to export."""
+    skeleton = network.skeletons.of(policy)
+    values = unknowns(policy, network.structure)
+    weights = _reduced(network, policy, skeleton)
+    unfolded = concrete(skeleton.unfolded, skeleton, values)
+    kept = kept_indices(network.evidence, policy.kept, policy.criterion)
+    weights = recalibrate(unfolded, weights, network, kept, changed=_is_reduced(network, policy))
+    graph = concrete(skeleton.graph, skeleton, values)
+    weights = fold(skeleton, unfolded, weights)
+    where = placement(network.structure, skeleton, policy)
+    return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton)
+
+
+def _is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
+    cut = any(policy.kept.get(g.name, g.size) < g.size for g in network.structure.groups)
+    return cut or bool(policy.factors) or bool(policy.removed)
+
+
+def _reduced(network: Network, policy: ResolvedPolicy, skeleton: Skeleton) -> dict[str, Tensor]:
+    """Weights after pruning and factorisation."""
+    kept = kept_indices(network.evidence, policy.kept, policy.criterion)
+    weights = prune(network.structure, network.weights, kept)
+    for name, factor in policy.factors.items():
+        parts = factorize(weights[network.structure.layer[name].weight], factor)
+        weights.update(zip(skeleton.factor_weights[name], parts, strict=True))
+    return {k: v for k, v in weights.items() if k in skeleton.unfolded.params}
+
+
+def _channel_axis(node: Node) -> int:
+    return -1 if node.op == "linear" else 1
+
+
+def _channel_mean(value: Tensor, axis: int) -> Tensor:
+    axis %= value.dim()
+    return value.mean([d for d in range(value.dim()) if d != axis])
+
+
+def recalibrate(
+    graph: Graph,
+    weights: dict[str, Tensor],
+    network: Network,
+    kept: Mapping[str, Tensor],
+    changed: bool = True,
+) -> dict[str, Tensor]:
+    """Batch-norm statistics and biases of layers without batch-norm, in one float pass over calibration data.
+
+    Statistics are those of the compressed network's own activations; a bias takes up the difference
+    between the mean its channel had in the uncompressed network and has now.
+    """
+    if not changed:
+        return weights
+    found = dict(weights)
+    means = network.channel_means()
+    structure = network.structure
+    shift_axis = {
+        n.outputs[0]: n
+        for n in graph.nodes
+        if n.name in structure.layer_of_node
+        and len(n.inputs) > 2
+        and n.inputs[2]
+        and not _feeds_norm(graph, n)
+    }
+
+    def normalise(node: Node, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        scale, offset, mean, var = node.inputs[1:]
+        axes = [d for d in range(x.dim()) if d != 1]
+        v, m = torch.var_mean(x, axes, correction=0)
+        found[mean], found[var] = m, v
+        return F.batch_norm(x, m, v, found[scale], found[offset], False, 0.0, node.attrs["eps"])
+
+    def shift(name: str, value: Tensor) -> Tensor:
+        node = shift_axis[name]
+        axis = _channel_axis(node) % value.dim()
+        wanted = _kept_of(structure, node, means[structure.graph.by_name[node.name].outputs[0]], kept)
+        delta = (wanted - _channel_mean(value, axis)).to(value.dtype)
+        found[node.inputs[2]] = found[node.inputs[2]] + delta
+        return value + delta.reshape([-1 if d == axis else 1 for d in range(value.dim())])
+
+    run(graph, weights, fitted(graph, network.calibration), shift, normalise, frozenset(shift_axis))
+    return found
+
+
+def _feeds_norm(graph: Graph, node: Node) -> bool:
+    readers = graph.consumers.get(node.outputs[0], ())
+    return len(readers) == 1 and readers[0].op == "batch_norm"
+
+
+def _kept_of(structure: Structure, node: Node, value: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+    """The entries of a per-channel value that survive, by the marks of the layer's output dimension."""
+    layer = structure.layer_of_node[node.name]
+    if len(value) == structure.graph.params[layer.bias].shape[0]:
+        pruned = prune(structure, {layer.bias: value}, kept)
+        return pruned[layer.bias]
+    return value
+
+
+def fold(skeleton: Skeleton, unfolded: Graph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold batch-norm into the weights before it: w * g / s and (b - m) * g / s + beta, s = sqrt(v + eps)."""
+    found = dict(weights)
+    by_name = unfolded.by_name
+    for folding in skeleton.foldings:
+        node = by_name[folding.into[0]]
+        _, scale, offset, mean, var = folding.norm.inputs
+        factor = weights[scale] / torch.sqrt(weights[var] + folding.norm.attrs["eps"])
+        axis = 1 if node.op == "conv_transpose" else 0
+        shape = [1] * weights[node.inputs[1]].dim()
+        shape[axis] = -1
+        bias = weights[node.inputs[2]] if node.inputs[2] else torch.zeros_like(weights[mean])
+        found[node.inputs[1]] = weights[node.inputs[1]] * factor.reshape(shape)
+        found[f"{node.inputs[1]}.folded_bias"] = (bias - weights[mean]) * factor + weights[offset]
+    return {k: v for k, v in found.items() if k in skeleton.graph.params}
+
+
+def weight_axis(graph: Graph, node: Node) -> int:
+    """The dimension of a weight that holds its output channels."""
+    if node.op == "conv_transpose" and not (
+        node.attrs["groups"] > 1 and graph.params[node.inputs[1]].shape[1] == 1
+    ):
+        return 1
+    return 0
+
+
+def quantized(
+    graph: Graph,
+    weights: Mapping[str, Tensor],
+    where: Placement,
+    calibration: tuple[Tensor, ...],
+    policy: ResolvedPolicy,
+    numerics: Numerics,
+    skeleton: Skeleton,
+) -> Compressed:
+    """Round weights, find activation ranges and correct biases in one pass, tensor by tensor."""
+    state = _Quantizing(graph, dict(weights), where, policy, numerics)
+    if where.tensors or where.params:
+        state.weights_first()
+        inputs = tuple(x[:RANGE_SAMPLES] for x in fitted(graph, calibration))
+        run(graph, state.weights, inputs, state.seen, hooked=frozenset(state.watched))
+        state.biases_last()
+    return Compressed(
+        policy,
+        numerics,
+        graph,
+        state.weights,
+        state.activations,
+        state.codes,
+        state.biases,
+        skeleton.layer_of,
+        skeleton.unfoldable,
+    )
+
+
+class _Quantizing:
+    """State of the quantisation pass."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: dict[str, Tensor],
+        where: Placement,
+        policy: ResolvedPolicy,
+        numerics: Numerics,
+    ) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.where = where
+        self.policy = policy
+        self.numerics = numerics
+        self.codes: dict[str, WeightCode] = {}
+        self.errors: dict[str, Tensor] = {}
+        self.activations: dict[str, ActivationCode] = {}
+        self.biases: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = {}
+        self.corrected: set[str] = set()
+        self.calls: dict[str, list[Node]] = {}
+        for n in graph.nodes:
+            if len(n.inputs) > 1 and n.inputs[1] in where.params:
+                self.calls.setdefault(n.inputs[1], []).append(n)
+        self.outputs = {n.outputs[0]: n for nodes in self.calls.values() for n in nodes if len(nodes) == 1}
+        self.read = {n.inputs[0] for nodes in self.calls.values() for n in nodes}
+        self.watched = {*where.tensors, *self.outputs, *self.read}
+
+    def weights_first(self) -> None:
+        """Round every integer weight; remember what rounding changed, per output and input channel."""
+        for name, bits in self.where.params.items():
+            node = self.calls[name][0]
+            axis = weight_axis(self.graph, node)
+            exact = self.weights[name]
+            rounded, code = quantize_weight(exact, bits, axis, self.numerics)
+            change = rounded - exact
+            self.errors[name] = change.sum(tuple(range(2, change.dim()))) if change.dim() > 2 else change
+            self.weights[name], self.codes[name] = rounded, code
+
+    def seen(self, name: str, value: Tensor) -> Tensor:
+        """Hook of the pass: correct the bias a tensor came through, then quantise the tensor."""
+        node = self.outputs.get(name)
+        if node is not None:
+            value = self._corrected(node, value)
+        bits = self.where.tensors.get(name)
+        if bits is not None:
+            code = self._inherited(name) or find_code(value, bits, self.numerics, self.policy.ranges)
+            self.activations[name] = code
+            value = fake_quantize(value, code)
+        if name in self.read:
+            self.means[name] = value
+        return value
+
+    def _inherited(self, name: str) -> ActivationCode | None:
+        """Operations that only move values keep their input's quantiser."""
+        node = self.graph.producer.get(name)
+        if node is None or (node.op not in VIEW_OPS and node.op != "max_pool"):
+            return None
+        return self.activations.get(node.inputs[0])
+
+    def _corrected(self, node: Node, value: Tensor) -> Tensor:
+        """Take the mean that weight rounding adds out of the bias (Nagel et al. 2019, section 4.2)."""
+        weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else ""
+        x = self.means.get(node.inputs[0])
+        if not bias or x is None or node.op == "conv_transpose":
+            return value
+        axis = _channel_axis(node) % x.dim()
+        mean = _channel_mean(x, axis)
+        error = self.errors[weight]
+        groups = node.attrs.get("groups", 1)
+        if groups > 1:
+            blocks = mean.reshape(groups, -1).repeat_interleave(error.shape[0] // groups, 0)
+            delta = (error * blocks).sum(1)
+        else:
+            delta = error @ mean
+        self.weights[bias] = self.weights[bias] - delta
+        self.corrected.add(bias)
+        out = _channel_axis(node) % value.dim()
+        return value - delta.reshape([-1 if d == out else 1 for d in range(value.dim())])
+
+    def biases_last(self) -> None:
+        """Round the biases of integer layers to int32."""
+        for nodes in self.calls.values():
+            node = nodes[0]
+            bias = node.inputs[2] if len(node.inputs) > 2 else ""
+            code = self.activations.get(node.inputs[0])
+            if len(nodes) == 1 and bias and code is not None:
+                self.weights[bias], self.biases[bias] = quantize_bias(
+                    self.weights[bias], code.scale, self.codes[node.inputs[1]], self.numerics.bias_bits
+                )
+
+
+__all__ = ["FLOAT", "Network", "batched", "compress", "fitted", "fold", "quantized", "recalibrate"]

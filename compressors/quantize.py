@@ -1,0 +1,143 @@
+"""Linear quantisation of weights and activations, as the target's runtime rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .compressed import ActivationCode, WeightCode
+from .errors import NumericsError, PolicyError, near
+from .resolve import Numerics
+
+#: Values looked at when an activation's range is found.
+SAMPLE = 16384
+Range = Callable[[Tensor, int, Numerics], tuple[float, float]]
+RANGES: dict[str, Range] = {}
+
+
+def range_method(name: str) -> Callable[[Range], Range]:
+    """Register a way to find an activation's range (low, high) from sampled values."""
+
+    def register(function: Range) -> Range:
+        RANGES[name] = function
+        return function
+
+    return register
+
+
+@range_method("minmax")
+def minmax(sample: Tensor, bits: int, numerics: Numerics) -> tuple[float, float]:
+    """Smallest and largest value seen."""
+    return float(sample.min()), float(sample.max())
+
+
+@range_method("percentile")
+def percentile(sample: Tensor, bits: int, numerics: Numerics) -> tuple[float, float]:
+    """The 0.05 % and 99.95 % quantiles."""
+    ends = torch.quantile(sample.double(), torch.tensor([0.0005, 0.9995], dtype=torch.float64))
+    return float(ends[0]), float(ends[1])
+
+
+@range_method("mse")
+def mse(sample: Tensor, bits: int, numerics: Numerics) -> tuple[float, float]:
+    """The shrunk min-max range whose rounding error on the sample is smallest (Banner et al. 2019)."""
+    low, high = float(sample.min()), float(sample.max())
+    best, chosen = math.inf, (low, high)
+    for shrink in _SHRINKS[8 if bits >= 8 else 4]:
+        ends = (low * shrink, high * shrink)
+        error = float((sample - fake_quantize(sample, activation_code(ends, bits, numerics))).square().sum())
+        if error < best:
+            best, chosen = error, ends
+    return chosen
+
+
+_SHRINKS = {8: (1.0, 0.9, 0.8, 0.7), 4: tuple(1.0 - 0.06 * i for i in range(14))}
+
+
+def sample_of(values: Tensor) -> Tensor:
+    """At most `SAMPLE` values of a tensor, evenly spaced, its extremes included."""
+    flat = values.detach().reshape(-1)
+    if flat.numel() == 0:
+        raise NumericsError("an activation to be quantised is empty")
+    if flat.numel() <= SAMPLE:
+        return flat
+    spaced = flat[:: flat.numel() // SAMPLE]
+    return torch.cat([spaced, flat.amin()[None], flat.amax()[None]])
+
+
+def find_code(values: Tensor, bits: int, numerics: Numerics, method: str) -> ActivationCode:
+    """Quantiser for an activation seen on calibration data."""
+    if method not in RANGES:
+        raise PolicyError(f"unknown range method {method!r}.{near(method, RANGES)}")
+    sample = sample_of(values)
+    if not bool(torch.isfinite(sample).all()):
+        raise NumericsError("an activation to be quantised holds NaN or infinite values")
+    return activation_code(RANGES[method](sample, bits, numerics), bits, numerics)
+
+
+def activation_code(ends: tuple[float, float], bits: int, numerics: Numerics) -> ActivationCode:
+    """Quantiser for a range (low, high); zero is always a code (Jacob et al. 2018, eq. 1)."""
+    low, high = min(ends[0], 0.0), max(ends[1], 0.0)
+    if numerics.activations == "u8-affine":
+        steps = (1 << bits) - 1
+        scale = _float32(max(high - low, 1e-8) / steps)
+        zero = min(max(round(-low / scale), 0), steps)
+        return ActivationCode(scale, zero, bits, 0, steps)
+    most = (1 << (bits - 1)) - 1
+    scale = max(-low, high, 1e-8) / most
+    if numerics.activations == "power-of-two":
+        scale = 2.0 ** math.ceil(math.log2(scale))
+    return ActivationCode(_float32(scale), 0, bits, -most - 1, most)
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+def fake_quantize(x: Tensor, code: ActivationCode) -> Tensor:
+    """Round to the nearest code (ties to even, as onnxruntime), saturate, and back to float."""
+    return torch.fake_quantize_per_tensor_affine(x, code.scale, code.zero_point, code.low, code.high)
+
+
+def quantize_weight(weight: Tensor, bits: int, axis: int, numerics: Numerics) -> tuple[Tensor, WeightCode]:
+    """Rounded weight and its quantiser: symmetric, one scale an output channel.
+
+    At 8 bits the scale covers the largest weight; below, the scale with the least squared error is taken.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise NumericsError("a weight to be quantised holds NaN or infinite values")
+    high = max(1, (1 << (bits - 1 - numerics.weight_reserve)) - 1)
+    rows = weight.detach().transpose(0, axis).reshape(weight.shape[axis], -1)
+    top = rows.abs().amax(1).clamp_min(1e-12)
+    scale = top / high
+    if bits < 8:
+        scale = _least_squares_scale(rows, top, high)
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    wide = scale.reshape(shape)
+    codes = torch.clamp(torch.round(weight.detach() / wide), -high, high)
+    return codes * wide, WeightCode(scale, axis, bits, high)
+
+
+def _least_squares_scale(rows: Tensor, top: Tensor, high: int) -> Tensor:
+    best = torch.full_like(top, math.inf)
+    chosen = top / high
+    for i in range(24):
+        scale = top * (1.0 - 0.03 * i) / high
+        codes = torch.clamp(torch.round(rows / scale[:, None]), -high, high)
+        error = (rows - codes * scale[:, None]).square().sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = torch.where(better, scale, chosen)
+    return chosen
+
+
+def quantize_bias(bias: Tensor, input_scale: float, weight: WeightCode, bits: int) -> tuple[Tensor, Tensor]:
+    """Bias rounded to integers of scale input_scale * weight scale, and that scale per channel."""
+    scale = weight.scale * input_scale
+    limit = float((1 << (bits - 1)) - 1)
+    codes = torch.clamp(torch.round(bias.detach().double() / scale.double()), -limit, limit)
+    return (codes * scale.double()).to(bias.dtype), scale
