@@ -35,6 +35,8 @@ def _row(batch: KernelBatch, k: int, cold: tuple[Array, Array]) -> Row:
     if family == "simple":
         table = cpu.simple_table(kind) or "view"
         features = cpu.simple_features(shapes, *activation_width(kind)) if table != "view" else {}
+        if "pool" not in table:
+            features.pop("taps", None)  # the same as what is written
     else:
         table = family
         if not family.startswith("gemm"):
@@ -101,12 +103,14 @@ def constants_yaml(constants: Mapping[Key, float], sources: Mapping[str, str]) -
         if value > 0.0 or name == "overhead":
             tables.setdefault(table, {})[name] = value
     lines = ["  constants:"]
+    anchors: dict[str, str] = {}
     for table, entries in tables.items():
         source = sources.get(table, sources.get("", ""))
         lines.append(f"    {table}:")
-        lines += [
-            f'      {name}: {{value: {value:.4g}, source: "{source}"}}' for name, value in entries.items()
-        ]
+        for name, value in entries.items():
+            text = f"*{anchors[source]}" if source in anchors else f'&fit{len(anchors)} "{source}"'
+            anchors.setdefault(source, f"fit{len(anchors)}")
+            lines.append(f"      {name}: {{value: {value:.4g}, source: {text}}}")
     return "\n".join(lines)
 
 

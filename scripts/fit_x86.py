@@ -89,7 +89,9 @@ def fit(networks: Sequence[Network]) -> dict[Key, float]:
     kernels = np.concatenate([n.kernel_ns for n in networks])
     wholes = np.array([n.whole_ns for n in networks])
     weights = np.concatenate([1.0 / (kernels + FLOOR_NS), NETWORK_WEIGHT / wholes])
-    return solve(rows, np.concatenate([kernels, wholes]), weights)
+    constants = solve(rows, np.concatenate([kernels, wholes]), weights)
+    # An operation never seen is priced as the dearest simple ones are.
+    return constants | {("unknown", name): value for (table, name), value in constants.items() if table == "special"}
 
 
 def folds(networks: Sequence[Network]) -> list[tuple[list[Network], list[Network]]]:

@@ -114,23 +114,31 @@ def plain_depthwise(s: Shapes) -> Features:
 
 
 def int8_dense(s: Shapes) -> Features:
-    """Pixels x channels integer product: depth in fours, columns in sixteens, rows in sixes."""
+    """Gather of pixels, then an integer product: depth in fours, columns in sixteens, rows in sixes.
+
+    Rounding back to 8 bits goes by sixteen channels, then by four, then one by one.
+    """
     window = s.kernel_h * s.kernel_w
     depth = ceil_to(s.cin / s.groups * window, 4.0)
-    columns = ceil_to(s.cout / s.groups, _LANES) * s.groups
-    pixels = _pixels(s)
-    row_tiles = np.ceil(pixels / _ROWS)
-    ragged = np.where(np.mod(s.cin / s.groups, 4.0) == 0.0, 0.0, 1.0)
-    gather = np.where((window == 1.0) & (s.stride_h == 1.0), 0.0, pixels * window * s.groups)
+    outputs = s.cout / s.groups
+    columns = ceil_to(outputs, _LANES)
+    pixels = _pixels(s) * s.groups
+    direct = (window == 1.0) & (s.stride_h == 1.0)
+    left = np.mod(outputs, _LANES)
     return {
         "macs": pixels * columns * depth,
-        "tiles": row_tiles * columns * depth,
-        "depth": pixels * depth * s.groups,
-        "ragged": ragged * pixels * depth * s.groups,
-        "gather": gather,
-        "pixels": pixels * s.groups,
-        "outputs": pixels * s.cout,
-        "columns": pixels * columns,
+        "tiles": np.ceil(pixels / _ROWS) * columns * depth,
+        "broadcast": pixels * depth * np.ceil(columns / 48.0),
+        "depth": pixels * depth,
+        "ragged": np.where(np.mod(s.cin / s.groups, 4.0) == 0.0, 0.0, pixels * depth),
+        "gather": np.where(direct, 0.0, pixels * window),
+        "copies": np.where(direct, 0.0, pixels * s.kernel_h),
+        "pixels": pixels,
+        "sixteens": pixels * (outputs - left),
+        "fours": pixels * np.floor(left / 4.0),
+        "ones": pixels * np.mod(outputs, 4.0),
+        "any_ones": np.where(np.mod(outputs, 4.0) == 0.0, 0.0, pixels),
+        "narrow": np.where(outputs < _LANES, pixels, 0.0),
         **_moved(s, 1.0),
         **_weights(s, 1.0),
     }
