@@ -319,6 +319,8 @@ class CpuCost(CostModel):
         unknown = tuple(dict.fromkeys(k.op for k in batch.kinds if _is_unknown(k)))
         scaled = self._threads(busy, classes, threads)
         network = self.value("network", "overhead") * 1e-3
+        if threads > 1:
+            overhead += self.value("parallel", "wait", 0.0)
         return Costs(scaled * 1e-3, overhead * 1e-3, network, classes, unknown)
 
     def _threads(self, busy: Array, classes: Index, threads: int) -> Array:
