@@ -149,7 +149,7 @@ def write_stamps(stamp: str, kind: str) -> None:
 
 def main(stamp: str, kind: str) -> None:
     """Brings `.venv` up to date, one process at a time."""
-    # The lock is on a file of the checkout, since .venv may be made anew; the kernel drops it with its holders.
+    # The lock is on a file of the checkout: .venv may be made anew. The kernel drops it with its holders.
     with open(ROOT / "pyproject.toml", "rb") as file:
         lock = file.fileno()
         try:
