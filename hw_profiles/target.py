@@ -166,6 +166,12 @@ def target_schema() -> dict[str, Any]:
     return Target.model_json_schema()
 
 
+def forget_targets() -> None:
+    """Read target files anew from now on: a fit has rewritten one."""
+    _index.cache_clear()
+    _shipped.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _index() -> dict[str, str]:
     """Name or alias -> name."""
