@@ -123,10 +123,10 @@ def repair(pricer: Pricer, start: Indices, *, budget: Budget | None = None, loss
     return grow(pricer, point, limit, weights, free)
 
 
-def random_feasible(pricer: Pricer, rng: np.random.Generator) -> Indices | None:
+def random_feasible(pricer: Pricer, rng: np.random.Generator, budget: Budget | None = None) -> Indices | None:
     """A uniformly random point, repaired with random preferences and grown back to the budget."""
     start = rng.integers(0, pricer.space.cardinalities, dtype=np.int64)
-    return repair(pricer, start, rng=rng)
+    return repair(pricer, start, budget=budget, rng=rng)
 
 
 def descend(pricer: Pricer, start: Indices, value: Callable[[Indices], Floats], rounds: int = 8) -> Indices:
