@@ -17,7 +17,7 @@ from .execute import run
 from .factorize import factorize
 from .graph import VIEW_OPS, Graph, Node, Structure
 from .importance import Evidence
-from .policy import FLOAT, ResolvedPolicy
+from .policy import ResolvedPolicy
 from .prune import kept_indices, prune
 from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
 from .resolve import Numerics
@@ -118,14 +118,39 @@ def batched(graph: Graph, weights: Mapping[str, Tensor], inputs: tuple[Tensor, .
 @torch.no_grad()
 def compress(network: Network, policy: ResolvedPolicy, numerics: Numerics) -> Compressed:
     """The compressed network a resolved policy describes, ready to simulate and to export."""
+    return finish(network, policy, numerics, reduced(network, policy))
+
+
+@torch.no_grad()
+def reduced(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
+    """Weights of the float network (`Skeleton.unfolded`) after pruning, factorisation and recalibration."""
     skeleton = network.skeletons.of(policy)
-    values = unknowns(policy, network.structure)
-    weights = _reduced(network, policy, skeleton)
-    unfolded = concrete(skeleton.unfolded, skeleton, values)
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
-    weights = recalibrate(unfolded, weights, network, kept, changed=_is_reduced(network, policy))
-    graph = concrete(skeleton.graph, skeleton, values)
-    weights = fold(skeleton, unfolded, weights)
+    weights = prune(network.structure, network.weights, kept)
+    for name, factor in policy.factors.items():
+        parts = factorize(weights[network.structure.layer[name].weight], factor)
+        weights.update(zip(skeleton.factor_weights[name], parts, strict=True))
+    weights = {k: v for k, v in weights.items() if k in skeleton.unfolded.params}
+    unfolded = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
+    return recalibrate(unfolded, weights, network, kept, changed=_is_reduced(network, policy))
+
+
+@torch.no_grad()
+def finish(
+    network: Network, policy: ResolvedPolicy, numerics: Numerics, weights: Mapping[str, Tensor]
+) -> Compressed:
+    """Fold the float network's batch-norms and quantise what the policy says."""
+    skeleton = network.skeletons.of(policy)
+    return round_folded(network, policy, numerics, fold(skeleton, weights))
+
+
+@torch.no_grad()
+def round_folded(
+    network: Network, policy: ResolvedPolicy, numerics: Numerics, weights: Mapping[str, Tensor]
+) -> Compressed:
+    """Quantise a folded network's weights, find activation ranges, correct and round biases."""
+    skeleton = network.skeletons.of(policy)
+    graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
     where = placement(network.structure, skeleton, policy)
     return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton)
 
@@ -133,16 +158,6 @@ def compress(network: Network, policy: ResolvedPolicy, numerics: Numerics) -> Co
 def _is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
     cut = any(policy.kept.get(g.name, g.size) < g.size for g in network.structure.groups)
     return cut or bool(policy.factors) or bool(policy.removed)
-
-
-def _reduced(network: Network, policy: ResolvedPolicy, skeleton: Skeleton) -> dict[str, Tensor]:
-    """Weights after pruning and factorisation."""
-    kept = kept_indices(network.evidence, policy.kept, policy.criterion)
-    weights = prune(network.structure, network.weights, kept)
-    for name, factor in policy.factors.items():
-        parts = factorize(weights[network.structure.layer[name].weight], factor)
-        weights.update(zip(skeleton.factor_weights[name], parts, strict=True))
-    return {k: v for k, v in weights.items() if k in skeleton.unfolded.params}
 
 
 def _channel_axis(node: Node) -> int:
@@ -213,10 +228,10 @@ def _kept_of(structure: Structure, node: Node, value: Tensor, kept: Mapping[str,
     return value
 
 
-def fold(skeleton: Skeleton, unfolded: Graph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fold(skeleton: Skeleton, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fold batch-norm into the weights before it: w * g / s and (b - m) * g / s + beta, s = sqrt(v + eps)."""
     found = dict(weights)
-    by_name = unfolded.by_name
+    by_name = skeleton.unfolded.by_name
     for folding in skeleton.foldings:
         node = by_name[folding.into[0]]
         _, scale, offset, mean, var = folding.norm.inputs
@@ -362,4 +377,15 @@ class _Quantizing:
                 )
 
 
-__all__ = ["FLOAT", "Network", "batched", "compress", "fitted", "fold", "quantized", "recalibrate"]
+__all__ = [
+    "Network",
+    "batched",
+    "compress",
+    "finish",
+    "fitted",
+    "fold",
+    "quantized",
+    "recalibrate",
+    "reduced",
+    "round_folded",
+]
