@@ -3,8 +3,8 @@
     .venv/bin/python scripts/train_digits32.py [--out FILE]
 
 About a minute and a half on two cores. The last line printed is the value of WEIGHTS_SHA256 in
-search/tasks/digits.py. Last bits depend on torch's version, the processor and the number of threads, so another
-machine's file is another.
+search/tasks/digits.py. Last bits depend on torch's version, the processor and the number of threads, so
+another machine's file is another.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class Metric:
     Attributes:
         name: as shown and stored.
         higher_is_better: the polarity of the value.
-        unit: `%` where scores are fractions that a person reads as percent, otherwise what stands behind a number.
+        unit: `%` where scores are fractions that a person reads as percent, else what stands behind a number.
         score: (outputs, targets) -> float tensor of shape (N,), one score per sample. `outputs` is the tuple
             of the network's output tensors, N along the first dimension.
         against: `labels`, or `teacher` where the targets are the uncompressed network's own first output.
@@ -87,6 +87,7 @@ class TaskSpec:
         metric: a built-in metric's name, or `module:function`; None takes the one that suits the data.
         data_size: (height, width) that images of a folder are brought to; None where all have one size.
         mean, std: per channel, subtracted from and divided into inputs after 8-bit images became [0, 1].
+        folder: where modules of the user's own are looked for too; `load_task` enters the working folder.
     """
 
     name: str = "digits32"
@@ -97,6 +98,7 @@ class TaskSpec:
     data_size: tuple[int, int] | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    folder: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a config file, without those that say nothing; `from_dict` takes them back."""
@@ -112,7 +114,8 @@ class TaskSpec:
             if key not in known:
                 raise InputError(f"a task has no {key!r}. {did_you_mean(key, known)}".rstrip())
         tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return dataclasses.replace(cls(name=""), **tuples)
+        arguments: dict[str, Any] = {"name": "", **tuples}
+        return cls(**arguments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,20 +228,21 @@ def _build(spec: TaskSpec) -> tuple[Task, TaskSpec]:
     """The unchecked task, and `spec` with the names and paths that hold in any process."""
     from search.tasks import builtin, custom
 
-    own = {
-        key: getattr(spec, key)
-        for key in ("checkpoint", "data", "data_size", "mean", "std")
-        if getattr(spec, key)
-    }
+    spec = custom.anchored(spec)
+    own = [key for key in ("checkpoint", "data", "data_size", "mean", "std") if getattr(spec, key)]
     if spec.model is not None:
         if spec.name and spec.name != TaskSpec.name:
             raise UsageError(f"--task {spec.name} and --model {spec.model} exclude each other")
-        return custom.from_parts(spec)
+        spec = dataclasses.replace(spec, name="")
+        return custom.from_parts(spec), spec
     if own:
-        raise UsageError(f"--{next(iter(own)).replace('_', '-')} needs --model package.module:callable")
-    task, name = custom.from_function(spec.name) if ":" in spec.name else builtin(spec.name)
+        raise UsageError(f"--{own[0].replace('_', '-')} needs --model package.module:callable")
+    if ":" in spec.name:
+        task, name = custom.from_function(spec), spec.name
+    else:
+        task, name = builtin(spec.name)
     if spec.metric is not None:
-        task = dataclasses.replace(task, metric=custom.find_metric(spec.metric))
+        task = dataclasses.replace(task, metric=custom.find_metric(spec.metric, spec.folder))
     return task, dataclasses.replace(spec, name=name)
 
 

@@ -128,7 +128,7 @@ def _probe(task: Task) -> tuple[Tensor, ...]:
         if any(len(y) != len(inputs[0]) for y in outputs):
             shapes = ", ".join(str(tuple(y.shape)) for y in outputs)
             raise InputError(
-                f"{len(inputs[0])} samples give outputs of shape {shapes}; the first dimension must count samples"
+                f"{len(inputs[0])} samples give outputs of shape {shapes}; the first dimension must match"
             )
         if not all(bool(torch.isfinite(y).all()) for y in outputs if y.is_floating_point()):
             raise InputError(f"the network's answer to {what} is NaN or infinite")

@@ -18,7 +18,7 @@ def _labels(targets: Tensor | None) -> Tensor:
 
 
 def top1(outputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
-    """1 where the largest of logits (N, classes, ...) is the label (N, ...), else 0; mean over what is in `...`."""
+    """1 where the largest of logits (N, classes, ...) is the label (N, ...), else 0; mean over `...`."""
     return (outputs[0].argmax(1) == _labels(targets)).float().reshape(len(outputs[0]), -1).mean(1)
 
 
