@@ -21,7 +21,7 @@ class UniformAgent(SequentialAgent):
     """The same keep ratio and bits everywhere; stops when the ladder is used up."""
 
     name = "uniform"
-    summary = "the same keep ratio and the same bits everywhere, nearest to the budget first (baseline)"
+    summary = "the same keep ratio and bits everywhere, nearest to the budget first (baseline)"
     falls_back = False
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:

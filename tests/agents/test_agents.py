@@ -1,0 +1,118 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from agents.contract import Agent
+from agents.errors import HistoryError
+from agents.random_ import RandomAgent
+from agents.registry import make_agent
+from agents.surrogate import Surrogate, expected_improvement, recent_and_best, warp
+from agents.testing import AgentConformanceError, check_agent, run, score_of
+from agents.toys import toy_outcome, toy_problem, toy_space
+
+QUICK = ["uniform", "random", "tpe", "nsga2", "local-search"]
+
+
+@pytest.mark.parametrize("name", [*QUICK, pytest.param("gp", marks=pytest.mark.slow)])
+def test_conformance(name: str) -> None:
+    check_agent(lambda problem, seed: make_agent(name, problem, seed))
+
+
+class Repeating(RandomAgent):
+    """Breaks the contract: forgets what it suggested."""
+
+    def _record(self, suggestion):  # type: ignore[no-untyped-def]
+        super()._record(suggestion)
+        self._digests.clear()
+
+
+class Careless(RandomAgent):
+    """Breaks the contract: does not ask what a policy costs."""
+
+    def _checked(self, number, indices, origin):  # type: ignore[no-untyped-def]
+        s = super()._checked(number, indices, origin)
+        return s if s is None else dataclasses.replace(s, policy=self.space.resolve(self.space.dense),
+                                                       point=(1.0,) * self.space.dimension)
+
+
+def test_the_suite_catches_agents_that_break_the_contract() -> None:
+    with pytest.raises(AgentConformanceError, match=r"twice|does not end|out already|known before"):
+        check_agent(Repeating)
+    with pytest.raises(AgentConformanceError, match="infeasible"):
+        check_agent(Careless)
+
+
+SCRIPT = """
+from agents.registry import make_agent
+from agents.testing import run, score_of
+from agents.toys import toy_problem, toy_space
+problem = toy_problem(toy_space(2), share=0.3, evaluations=16)
+for name in {names!r}:
+    history = run(make_agent(name, problem, 5), problem, 12, score_of(problem))
+    print(name, *(s.policy.digest for s, _ in history))
+"""
+
+
+def test_the_same_suggestions_in_fresh_processes() -> None:
+    texts = []
+    for hash_seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", SCRIPT.format(names=QUICK)], env=env,
+                              capture_output=True, text=True, check=True)
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    assert len(texts[0].splitlines()) == len(QUICK)
+    problem = toy_problem(toy_space(2), share=0.3, evaluations=16)
+    here = run(make_agent("local-search", problem, 5), problem, 12, score_of(problem))
+    assert " ".join(["local-search", *(s.policy.digest for s, _ in here)]) in texts[0]
+
+
+def test_answers_that_do_not_belong_are_refused() -> None:
+    problem = toy_problem(toy_space(2), share=0.3)
+    agent: Agent = make_agent("random", problem, 0)
+    first, second = agent.suggest(2)
+    agent.update(first, toy_outcome(problem, first.policy, 0.5))
+    with pytest.raises(HistoryError, match="answered before"):
+        agent.update(first, toy_outcome(problem, first.policy, 0.5))
+    with pytest.raises(HistoryError, match="another policy"):
+        agent.update(dataclasses.replace(first, number=1), toy_outcome(problem, first.policy, 0.5))
+    assert agent.outstanding == (second,)
+
+
+def test_local_search_beats_random_and_uniform_at_equal_evaluations() -> None:
+    problem = toy_problem(toy_space(4, 32), share=0.25, evaluations=40)
+    score = score_of(problem)
+    top = {}
+    for name in ("uniform", "random", "local-search"):
+        history = run(make_agent(name, problem, 0), problem, 40, score)
+        top[name] = max(o.accuracy for _, o in history if o.accuracy is not None)
+    assert top["local-search"] > top["random"]
+    assert top["local-search"] > top["uniform"]
+
+
+def test_surrogate_learns_a_sum_and_knows_what_it_has_seen() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.1, 2.0, size=12)
+    x, far = rng.random((80, 12)), rng.random((40, 12))
+    model = Surrogate(x, -(x**2) @ weights, np.ones(12))
+    mean, std = model.predict(far)
+    assert np.corrcoef(mean, -(far**2) @ weights)[0, 1] > 0.98
+    at, sure = model.predict(x)
+    assert sure.mean() < std.mean()
+    np.testing.assert_allclose(at, -(x**2) @ weights, atol=0.2)
+    model.believe(far[:5])
+    assert (model.predict(far[:5])[1] < std[:5]).all()
+
+
+def test_warp_keeps_the_order_and_history_keeps_the_best() -> None:
+    gain = np.array([0.1, 0.9, 0.88, 0.895, 0.12])
+    assert (np.argsort(warp(gain)) == np.argsort(gain)).all()
+    assert np.isfinite(warp(np.full(4, 0.5))).all()
+    kept = recent_and_best(np.r_[1.0, np.zeros(9)], most=4)
+    assert kept.tolist() == [0, 1, 8, 9]
+    assert recent_and_best(np.zeros(3)).tolist() == [0, 1, 2]
+    assert expected_improvement(np.array([0.0, 1.0]), np.array([1e-6, 1e-6]), 0.5)[1] == pytest.approx(0.5)
