@@ -1,0 +1,107 @@
+"""Weight-bearing operations: float, or with integer weights and biases between quantised activations."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compressors.compressed import ActivationCode, WeightCode
+from compressors.graph import Node
+from search.emit.builder import ArrayLike, Builder, as_array
+
+
+def conv(b: Builder, n: Node) -> None:
+    """Convolution of one, two or three spatial dimensions."""
+    _convolution(b, n, "Conv")
+
+
+def conv_transpose(b: Builder, n: Node) -> None:
+    """Transposed convolution."""
+    _convolution(b, n, "ConvTranspose", output_padding=n.attrs["output_padding"])
+
+
+def _convolution(b: Builder, n: Node, op: str, **extra: object) -> None:
+    x, w, bias = n.inputs
+    a = n.attrs
+    names = [b.read(x), _weight(b, n, transposed=False)]
+    if bias:
+        names.append(_bias(b, n))
+    b.node(
+        op,
+        names,
+        [b.write(n.outputs[0])],
+        n.name,
+        kernel_shape=b.shape(w)[2:],
+        strides=a["stride"],
+        pads=[*a["padding"], *a["padding"]],
+        dilations=a["dilation"],
+        group=a["groups"],
+        **extra,
+    )
+
+
+def linear(b: Builder, n: Node) -> None:
+    """Gemm for a matrix; MatMul and Add for more dimensions."""
+    x, _, bias = n.inputs
+    last = [b.write(n.outputs[0])]
+    if len(b.shape(x)) == 2:
+        names = [b.read(x), _weight(b, n, transposed=False), *([_bias(b, n)] if bias else [])]
+        b.node("Gemm", names, last, n.name, transB=1)
+        return
+    names = [b.read(x), _weight(b, n, transposed=True)]
+    if not bias:
+        b.node("MatMul", names, last, n.name)
+        return
+    product = b.node("MatMul", names, [b.temporary(n.outputs[0], "product")], n.name)
+    b.node("Add", [product, b.read(bias)], last, f"{n.name}/bias")
+
+
+def is_integer(b: Builder, n: Node) -> bool:
+    """Whether the operation reads codes: quantised input and quantised weight."""
+    return n.inputs[0] in b.activations and n.inputs[1] in b.codes
+
+
+def _weight(b: Builder, n: Node, transposed: bool) -> str:
+    """The weight as the operation reads it: int8 codes and DequantizeLinear, or float values.
+
+    Rounded weights of an operation on float activations are stored as floats: no kernel would read codes,
+    and dequantising them anew in every run is slower.
+    """
+    w = n.inputs[1]
+    if not is_integer(b, n):
+        if not transposed:
+            return b.read(w)
+        return b.initializer(f"{w}/transposed", np.ascontiguousarray(b.array(w).T))
+    code = b.codes[w]
+    suffix, axis = ("/transposed", 1 - code.axis) if transposed else ("", code.axis)
+    name = f"{w}{suffix}"
+    if f"{name}/codes" not in b.initializers:
+        values = b.weight_codes(w, code)
+        b.initializer(f"{name}/codes", np.ascontiguousarray(values.T) if transposed else values)
+        scale = as_array(code.scale).astype(np.float32)
+        b.initializer(f"{name}/scale", scale)
+        b.initializer(f"{name}/zero", np.zeros(scale.shape, np.int8))
+        b.node("DequantizeLinear", [f"{name}/codes", f"{name}/scale", f"{name}/zero"], [name], axis=axis)
+    return name
+
+
+def _bias(b: Builder, n: Node) -> str:
+    """The bias: float, or int32 codes whose scale is that of input times weight, per channel."""
+    bias = n.inputs[2]
+    if not is_integer(b, n):
+        return b.read(bias)
+    scale = bias_scale(b.activations[n.inputs[0]], b.codes[n.inputs[1]])
+    known = b.biases.get(bias)
+    name = bias
+    if known is not None and not np.allclose(as_array(known), scale, rtol=1e-5, atol=0.0):
+        name = f"{bias}/{n.name}"  # a shared bias: this call's input has another scale
+    if f"{name}/codes" not in b.initializers:
+        b.initializer(f"{name}/codes", b.bias_codes(bias, scale))
+        b.initializer(f"{name}/scale", scale.astype(np.float32))
+        b.initializer(f"{name}/zero", np.zeros(scale.shape, np.int32))
+        b.node("DequantizeLinear", [f"{name}/codes", f"{name}/scale", f"{name}/zero"], [name], axis=0)
+    return name
+
+
+def bias_scale(x: ActivationCode, w: WeightCode) -> ArrayLike:
+    """(channels,) float64 scale of the integer bias."""
+    return np.asarray(np.float64(np.float32(x.scale)) * as_array(w.scale).astype(np.float64))

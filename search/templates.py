@@ -1,0 +1,251 @@
+"""Obtaining kernel templates: emit the network with dummy weights, let the runtime optimise it, read the result.
+
+Templates are kept in memory and in the user's cache folder, by signature, runtime version and instruction set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compressors.compressed import ActivationCode, WeightCode
+from compressors.graph import VIEW_OPS, DimSize, Graph
+from compressors.skeleton import Placement, Skeleton
+from search.emit import emit
+from search.emit.builder import ArrayLike, Builder
+from search.lowering_graph import Source, TemplateError, read_template
+from search.lowering_template import Template, from_json, to_json
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Part of every cache key; to be raised when emission or reading of templates changes.
+TEMPLATE_VERSION = 1
+#: Session configuration by template method of the target.
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "host": {},
+    "host-without-nchwc": {"disabled": "NchwcTransformer"},
+}
+
+
+class DummyBuilder(Builder):
+    """Emission with weights of the right shapes and arbitrary values; quick because they are shared."""
+
+    def array(self, param: str) -> ArrayLike:
+        """Values of a parameter: the real ones if known (they may steer fusions), else a constant."""
+        known = self.weights.get(param)
+        if known is not None:
+            return super().array(param)
+        kind = self.graph.params[param]
+        return _filled(kind.shape, kind.dtype)
+
+    def read(self, tensor: str) -> str:
+        """See `Builder.read`."""
+        if tensor and tensor not in self.graph.tensors and tensor not in self.initializers:
+            return self.initializer(tensor, self.array(tensor))
+        return super().read(tensor)
+
+    def weight_codes(self, param: str, code: WeightCode) -> ArrayLike:
+        """See `Builder.weight_codes`."""
+        return _filled(self.graph.params[param].shape, "int8")
+
+    def bias_codes(self, param: str, scale: ArrayLike) -> ArrayLike:
+        """See `Builder.bias_codes`."""
+        return _filled(scale.shape, "int32")
+
+
+@lru_cache(maxsize=4096)
+def _filled(shape: tuple[int, ...], dtype: str) -> ArrayLike:
+    value = 0.01 if dtype.startswith("float") else 1
+    return np.full(shape, value, dtype=np.dtype(dtype))
+
+
+def dummy_model(graph: Graph, where: Placement, activations: str, constants: Mapping[str, Any]) -> onnx.ModelProto:
+    """The network as it would be exported, but for the values of weights and quantisers.
+
+    ``activations`` is the numerics' name of that kind. Quantisers differ from tensor to tensor, start at 0
+    behind a ReLU and are inherited through operations that only move values, as compression makes them.
+    """
+    codes = {}
+    for n in graph.nodes:
+        if len(n.inputs) > 1 and n.inputs[1] in where.params:
+            bits = where.params[n.inputs[1]]
+            axis = 1 if n.op == "conv_transpose" and n.attrs["groups"] == 1 else 0
+            scale = _filled((graph.params[n.inputs[1]].shape[axis],), "float32")
+            codes[n.inputs[1]] = WeightCode(scale, axis, bits, 2 ** (bits - 1) - 1)  # type: ignore[arg-type]
+    return emit(graph, constants, dummy_codes(graph, where, activations), codes, builder=DummyBuilder)
+
+
+def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, ActivationCode]:
+    """Quantisers of made-up scales with the relations that real ones have."""
+    found: dict[str, ActivationCode] = {}
+    for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]):
+        bits = where.tensors.get(t)
+        if bits is None:
+            continue
+        n = graph.producer.get(t)
+        if n is not None and (n.op in VIEW_OPS or n.op == "max_pool") and n.inputs[0] in found:
+            found[t] = found[n.inputs[0]]
+            continue
+        scale = 0.02 + 1e-5 * i
+        if activations != "u8-affine":
+            half = 1 << (bits - 1)
+            scale = scale if activations != "power-of-two" else 2.0**-5
+            found[t] = ActivationCode(scale, 0, bits, -half, half - 1)
+            continue
+        high, zero = (1 << bits) - 1, 1 << (bits - 1)
+        if n is not None and n.op == "relu":
+            zero = 0
+        elif n is not None and n.op == "clip":
+            low, most = max(n.attrs["min"], -8.0), min(n.attrs["max"], 8.0)
+            scale = 0.99 * (most - low) / high - 1e-7 * i
+            zero = min(max(round(-low / scale), 0), high)
+        found[t] = ActivationCode(scale, zero, bits, 0, high)
+    return found
+
+
+# -- asking onnxruntime
+
+
+def optimised(model: bytes, method: str = "host") -> onnx.ModelProto:
+    """The graph onnxruntime's default session makes of a model (less prepacking, which changes no node)."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    if METHODS[method].get("disabled"):
+        options.add_session_config_entry(
+            "optimization.disable_specified_optimizers", METHODS[method]["disabled"]
+        )
+    with _scratch() as path:
+        options.optimized_model_filepath = str(path)
+        try:
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as problem:
+            line = str(problem).strip().splitlines()[0]
+            raise TemplateError(f"onnxruntime does not load the network: {line[:200]}") from problem
+        return onnx.load(str(path))
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    memory = Path("/dev/shm")
+    folder = str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None
+    handle, name = tempfile.mkstemp(suffix=".onnx", dir=folder)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def runtime_key() -> str:
+    """onnxruntime's version and this machine's instruction set."""
+    import onnxruntime
+
+    from hw_profiles.local import cpu_flags
+
+    path = Path("/proc/cpuinfo")
+    flags = cpu_flags(path.read_text(errors="replace")) if path.exists() else frozenset()
+    known = "avx avx2 avx512f avx512_vnni avx_vnni amx_int8 avx512_bf16 asimddp i8mm fphp sve bf16".split()
+    return f"{onnxruntime.__version__}/{os.uname().machine}/{','.join(f for f in known if f in flags)}"
+
+
+def ask(
+    graph: Graph,
+    where: Placement,
+    activations: str,
+    sizes: Mapping[str, tuple[DimSize, ...]],
+    layer_of: Mapping[str, str],
+    method: str,
+    batch: int,
+    constants: Mapping[str, Any],
+) -> Template:
+    """The template of a concrete graph, by asking the runtime of this machine."""
+    model = dummy_model(graph, where, activations, constants)
+    found = optimised(model.SerializeToString(), method)
+    return read_template(found, Source(graph, sizes, layer_of, batch), method)
+
+
+def template_of_model(
+    model: bytes, graph: Graph, skeleton: Skeleton, batch: int, method: str
+) -> Template:
+    """The template that an exported file really leads to."""
+    source = Source(graph, skeleton.sizes, skeleton.layer_of, batch)
+    return read_template(optimised(model, method), source, method)
+
+
+# -- the store
+
+
+class TemplateStore:
+    """Templates by signature, in memory and on disk. An unreadable or foreign file counts as missing."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder if folder is not None else cache_folder()
+        self._known: dict[str, Template] = {}
+
+    def get(self, signature: str, make: Callable[[], Template]) -> Template:
+        """The template of a signature, made on first use anywhere."""
+        key = hashlib.sha256(signature.encode()).hexdigest()[:32]
+        found = self._known.get(key)
+        if found is None:
+            found = self._load(key)
+            if found is None:
+                found = make()
+                self._save(key, found)
+            self._known[key] = found
+        return found
+
+    def learn(self, signature: str, template: Template) -> None:
+        """Replace what is known of a signature, here and on disk."""
+        key = hashlib.sha256(signature.encode()).hexdigest()[:32]
+        self._known[key] = template
+        self._save(key, template)
+
+    def _path(self, key: str) -> Path | None:
+        return None if self._folder is None else self._folder / key[:2] / f"{key}.json"
+
+    def _load(self, key: str) -> Template | None:
+        path = self._path(key)
+        if path is None:
+            return None
+        try:
+            return from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return None
+
+    def _save(self, key: str, template: Template) -> None:
+        path = self._path(key)
+        if path is None:
+            return
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(to_json(template), separators=(",", ":")), encoding="utf-8")
+            part.replace(path)
+
+
+def cache_folder() -> Path:
+    """Where templates are kept between runs."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("tailorbird")) / "templates"
+
+
+def signature_text(parts: Sequence[Any]) -> str:
+    """Canonical text of a signature."""
+    return json.dumps(parts, sort_keys=True, separators=(",", ":"), default=list)
