@@ -238,6 +238,61 @@ class Results(TypedDict):
     files: NotRequired[list[str]]
 
 
+class Prediction(TypedDict):
+    """What `search predict` says of one ONNX file. `unknown`: operations that have no cost."""
+
+    onnx: str
+    target: str
+    threads: int
+    batch: int
+    costs: dict[str, Number]
+    confidence: float
+    backing: str
+    validated: bool
+    kernels: list[KernelTime]
+    unknown: list[str]
+
+
+class Timing(TypedDict):
+    """One network timed on this machine; times in ms, memory in bytes (None where it could not be told).
+
+    `min_cpu_ms`, the least CPU time of one inference, repeats best; `p50_ms` and `p95_ms` are wall time.
+    """
+
+    name: str
+    load_ms: float
+    p50_ms: float
+    p95_ms: float
+    min_cpu_ms: float
+    memory_bytes: float | None
+    predicted_ms: NotRequired[float | None]
+
+
+class Measurement(TypedDict):
+    """What `search measure` says; the networks took turns, the first is what the others are compared with."""
+
+    runtime: str
+    threads: int
+    batch: int
+    repeats: int
+    stable: bool
+    why: NotRequired[str]  # why it is unstable
+    networks: list[Timing]
+
+
+class Applied(TypedDict):
+    """What `search apply` or `search export` made."""
+
+    digest: str
+    costs: NotRequired[dict[str, Number]]
+    validation: NotRequired[Score | None]
+    verification: NotRequired[Verification | None]
+    metric: NotRequired[str]
+    metric_unit: NotRequired[str]
+    events: NotRequired[list[Event]]
+    files: list[str]
+
+
 def picked_point(results: Results) -> Point | None:
     """The point that was chosen, None where there is none."""
     return next((p for p in results["points"] if p["picked"]), None)

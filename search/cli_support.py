@@ -1,0 +1,144 @@
+"""What the commands share: output as text or one JSON document, errors as one or two lines, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from search.errors import TailorbirdError, did_you_mean
+
+INTERRUPTED = 130
+
+
+class Interrupted(TailorbirdError):
+    """The user stopped the run; its state is saved."""
+
+    exit_code = INTERRUPTED
+
+
+@dataclass
+class Session:
+    """How this call of the command line wants to be answered; set before flags are parsed."""
+
+    json: bool = False
+    debug: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    resume_hint: str | None = None
+
+
+session = Session()
+
+
+def configure(arguments: list[str]) -> None:
+    """Reads the flags that shape every answer, an error of the parser's included."""
+    before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    session.json = "--json" in before_dashes
+    session.debug = "--debug" in before_dashes
+    session.quiet = session.verbose = False
+    session.resume_hint = None
+
+
+def say(text: str) -> None:
+    """The result, on stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Everything else, on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def answer(document: Any, text: Callable[[], str]) -> None:
+    """One JSON document with `--json`, else text."""
+    say(json.dumps(document, indent=1, ensure_ascii=False) if session.json else text())
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """The exit code an error of ours carries, 2 for the parser's; None for one that nobody foresaw."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if hasattr(error, "format_message"):
+        return 2
+    code = getattr(error, "exit_code", None)
+    return code if isinstance(code, int) else None
+
+
+def report_error(error: BaseException) -> int:
+    """Tells of an error the way the flags ask for; the exit code."""
+    known = exit_code_of(error)
+    if session.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    message, hint = _words(error, known is not None)
+    code = 1 if known is None else known
+    if session.json:
+        fields = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": code}
+        say(json.dumps({"error": fields}, indent=1, ensure_ascii=False))
+    else:
+        note(f"search: {message}" + (f"\n        {hint}" if hint else ""))
+    return code
+
+
+def _words(error: BaseException, known: bool) -> tuple[str, str | None]:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", session.resume_hint
+    if hasattr(error, "format_message"):
+        return _parser_words(error), "`search --help` lists commands and flags."
+    if known:
+        first, _, rest = str(error).partition("\n")
+        return first, rest.replace("\n", " ").strip() or None
+    if isinstance(error, MemoryError):
+        return "out of memory", "Use fewer --workers or a smaller --batch."
+    text = " ".join(str(error).split())
+    return f"internal error: {type(error).__name__}: {text}"[
+        :400
+    ], "Run it again with --debug for the traceback."
+
+
+def _parser_words(error: Any) -> str:
+    option, near = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    if option and near:
+        return f"no such option: {option}. {did_you_mean(option, near)}".rstrip()
+    return str(error.format_message()).replace("\n", " ")
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(notice: Callable[[str], None]) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt where the program stands."""
+    stop = threading.Event()
+
+    def first(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        notice("stopping after the evaluation in flight; Ctrl-C again aborts it")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave_quietly() -> None:
+    """Whoever read stdout is gone; nothing may be said at exit either."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def merged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that were given: what is None, False or empty was not."""
+    return {k: v for k, v in values.items() if not (v is None or v is False or v in ([], ()))}
