@@ -1,0 +1,20 @@
+"""What all tests share: one thread each, caches apart from the user's own, repeatable examples."""
+
+import os
+import tempfile
+from pathlib import Path
+
+_VENV = Path(__file__).parent.parent / ".venv"
+_CACHE = _VENV / "cache" if _VENV.is_dir() else Path(tempfile.gettempdir()) / "tailorbird-tests"
+
+# Before torch and hypothesis are imported, and for the processes that tests start.
+os.environ["XDG_CACHE_HOME"] = str(_CACHE / "tests")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_CACHE / "hypothesis")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("tailorbird", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("tailorbird")
