@@ -133,7 +133,8 @@ def reduced(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
     weights = prune(network.structure, network.weights, kept)
     for name, factor in policy.factors.items():
-        parts = factorize(weights[network.structure.layer[name].weight], factor)
+        layer = network.structure.layer[name]
+        parts = factorize(weights[layer.weight], factor, layer.op == "conv_transpose")
         weights.update(zip(skeleton.factor_weights[name], parts, strict=True))
     weights = {k: fast_layout(v) for k, v in weights.items() if k in skeleton.unfolded.params}
     unfolded = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
@@ -184,13 +185,16 @@ def recalibrate(
     """Batch-norm statistics and biases of layers without batch-norm, in one float pass over calibration data.
 
     Statistics are those of the compressed network's own activations; a bias takes up the difference
-    between the mean its channel had in the uncompressed network and has now.
+    between the mean its channel had in the uncompressed network and has now. A batch-norm called several
+    times gets the statistics of all calls together; a bias called several times is set by the first call.
     """
     if not changed:
         return weights
     found = dict(weights)
     means = network.channel_means()
     structure = network.structure
+    statistics: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    deltas: dict[str, Tensor] = {}
     shift_axis = {
         n.outputs[0]: n
         for n in graph.nodes
@@ -204,19 +208,33 @@ def recalibrate(
         scale, offset, mean, var = node.inputs[1:]
         axes = [d for d in range(x.dim()) if d != 1]
         v, m = torch.var_mean(x, axes, correction=0)
-        found[mean], found[var] = m, v
+        seen = statistics.setdefault(mean, [])
+        seen.append((m, v))
+        found[mean], found[var] = _pooled(seen)
         return F.batch_norm(x, m, v, found[scale], found[offset], False, 0.0, node.attrs["eps"])
 
     def shift(name: str, value: Tensor) -> Tensor:
         node = shift_axis[name]
         axis = _channel_axis(node) % value.dim()
-        wanted = _kept_of(structure, node, means[structure.graph.by_name[node.name].outputs[0]], kept)
-        delta = (wanted - _channel_mean(value, axis)).to(value.dtype)
-        found[node.inputs[2]] = found[node.inputs[2]] + delta
+        bias = node.inputs[2]
+        if bias not in deltas:
+            wanted = _kept_of(structure, node, means[structure.graph.by_name[node.name].outputs[0]], kept)
+            deltas[bias] = (wanted - _channel_mean(value, axis)).to(value.dtype)
+            found[bias] = found[bias] + deltas[bias]
+        delta = deltas[bias]
         return value + delta.reshape([-1 if d == axis else 1 for d in range(value.dim())])
 
     run(graph, weights, fitted(graph, network.calibration), shift, normalise, frozenset(shift_axis))
     return found
+
+
+def _pooled(calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and variance over equally large samples with the given (mean, variance) each."""
+    if len(calls) == 1:
+        return calls[0]
+    means, variances = (torch.stack(column) for column in zip(*calls, strict=True))
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
 
 
 def _feeds_norm(graph: Graph, node: Node) -> bool:

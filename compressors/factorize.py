@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .errors import NumericsError
+from .errors import NumericsError, PolicyError, near
 from .policy import Factor
 
 Factorisation = Callable[[Tensor, tuple[int, ...]], list[Tensor]]
@@ -28,11 +28,20 @@ def factorisation(name: str) -> Callable[[Factorisation], Factorisation]:
     return register
 
 
-def factorize(weight: Tensor, factor: Factor) -> list[Tensor]:
-    """Factor weights, float32, contiguous. Raises NumericsError for weights that are not finite."""
+def factorize(weight: Tensor, factor: Factor, transposed: bool = False) -> list[Tensor]:
+    """Factor weights, float32, contiguous. Raises NumericsError for weights that are not finite.
+
+    A transposed convolution (cin, cout, k...) becomes a 1 x 1 convolution (r, cin, 1...) and a transposed
+    one (r, cout, k...): the same product of matrices with the roles of input and output exchanged.
+    """
     if not bool(torch.isfinite(weight).all()):
         raise NumericsError("a weight to be factorised holds NaN or infinite values")
+    if factor.method not in FACTORISATIONS:
+        raise PolicyError(f"unknown factorisation {factor.method!r}.{near(factor.method, FACTORISATIONS)}")
     parts = FACTORISATIONS[factor.method](weight.detach().double(), factor.rank)
+    if transposed:
+        first, second = parts[1].transpose(0, 1), parts[0]
+        parts = [first, second]
     return [p.to(weight.dtype).contiguous() for p in parts]
 
 

@@ -98,7 +98,13 @@ def weight_shape(structure: Structure, layer: Layer, kept: Mapping[str, int]) ->
 
 
 def factor_shapes(layer: Layer, shape: tuple[int, ...], factor: Factor) -> list[tuple[int, ...]]:
-    """Weight shapes (cout, cin, k...) of the layers a factorised layer turns into, in execution order."""
+    """Weight shapes of the layers a factorised layer turns into, in execution order.
+
+    (cout, cin, k...) each; of a transposed convolution (r, cin, 1...), then (r, cout, k...).
+    """
+    if layer.op == "conv_transpose":
+        (r,) = factor.rank
+        return [(r, shape[0], *(1 for _ in shape[2:])), (r, *shape[1:])]
     cout, cin, kernel = shape[0], shape[1], shape[2:]
     if factor.method == "svd":
         (r,) = factor.rank

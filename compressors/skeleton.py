@@ -118,7 +118,10 @@ def _factor(
 ) -> list[Node]:
     """The chain of nodes a factorised layer becomes; registers its weights and inner tensors."""
     x, w, b = n.inputs
+    turned = n.op == "conv_transpose"
     cout, cin, *_ = sizes[w]
+    if turned:
+        cin, cout = cout, cin
     full = structure.graph.params[w].shape
     kernel = full[2:]
     ranks = [DimSize(0, ((f"rank:{layer}:{i}", 1),)) for i in range(2 if method == "tucker2" else 1)]
@@ -129,12 +132,13 @@ def _factor(
     for i, (shape, attrs) in enumerate(steps):
         last = i == len(steps) - 1
         weight = f"{layer}.factor{i}.weight"
-        sizes[weight] = (channels[i + 1], channels[i], *(DimSize(k) for k in shape))
+        ends = (channels[i], channels[i + 1]) if turned and last else (channels[i + 1], channels[i])
+        sizes[weight] = (*ends, *(DimSize(k) for k in shape))
         params[weight] = TensorType((full[0], full[1], *shape))
         out = n.outputs[0] if last else f"{n.outputs[0]}.factor{i}"
         chain.append(
             Node(
-                n.op,
+                "conv" if turned and not last else n.op,
                 n.name if last else f"{n.name}.factor{i}",
                 (tensor, weight, b if last else ""),
                 (out,),
@@ -143,7 +147,7 @@ def _factor(
         )
         if not last:
             before = structure.graph.tensors[tensor].shape if tensor == x else types[tensor].shape
-            kind, dims = _inner(n.op, before, sizes[tensor], channels[i + 1], shape, attrs, full[0])
+            kind, dims = _inner(chain[-1].op, before, sizes[tensor], channels[i + 1], shape, attrs, full[0])
             types[out], sizes[out] = kind, dims
         tensor = out
     return chain
@@ -157,7 +161,9 @@ def _steps(n: Node, method: str, kernel: tuple[int, ...]) -> list[tuple[tuple[in
     one = tuple(1 for _ in kernel)
     zero = tuple(0 for _ in kernel)
     unit = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
-    whole = {"stride": a["stride"], "padding": a["padding"], "dilation": a["dilation"], "groups": 1}
+    whole = {**a, "groups": 1}
+    if n.op == "conv_transpose":
+        return [(one, unit), (kernel, whole)]
     if method == "svd":
         return [(kernel, whole), (one, unit)]
     if method == "tucker2":

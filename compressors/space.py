@@ -270,9 +270,9 @@ def _keep_values(size: int, granularity: int, min_keep: float) -> tuple[int, ...
 
 def _rank_values(layer: Layer) -> tuple[tuple[str, float], ...]:
     """Options of a layer, cheapest first; which of them save anything is decided when resolving."""
-    if layer.groups != 1 or layer.op == "conv_transpose" or min(layer.cin, layer.cout) < 8:
+    if layer.groups != 1 or min(layer.cin, layer.cout) < 8:
         return ()
-    if layer.op == "linear" or all(k == 1 for k in layer.kernel):
+    if layer.op in ("linear", "conv_transpose") or all(k == 1 for k in layer.kernel):
         methods: tuple[str, ...] = ("svd",)
     elif len(layer.kernel) == 2 and all(k > 1 for k in layer.kernel):
         methods = ("spatial", "tucker2")

@@ -89,9 +89,7 @@ def _weight_nodes(graph: Graph) -> dict[str, list[Node]]:
 def _fixed_knobs(graph: Graph, node: Node) -> dict[str, str]:
     shape = graph.params[node.inputs[1]].shape
     fixed = {}
-    if node.op == "conv_transpose":
-        fixed["rank"] = "factorised transposed convolutions are not supported"
-    elif node.attrs.get("groups", 1) > 1:
+    if node.attrs.get("groups", 1) > 1:
         fixed["rank"] = "grouped convolutions are already sparse in channels"
     elif min(shape[0], shape[1]) < 8:
         fixed["rank"] = f"{min(shape[:2])} channels are too few for a rank below"
