@@ -119,7 +119,7 @@ def _arrow(results: Results) -> str:
     if latency is None or latency["source"] != "predicted":
         return ""
     if any(_latency(n.get("measured")) for n in (results["base"], *results["points"])):
-        return "  → latencies below are predicted where they do not say measured"
+        return "  → latencies are predicted unless they say measured"
     return "  → every latency below is PREDICTED"
 
 
@@ -143,20 +143,29 @@ def budget_text(results: Results) -> str:
     return prefix + ", ".join(parts)
 
 
+def front_cells(results: Results) -> list[list[str]]:
+    """The table's cells, heading first: base, baselines, front. At most seven columns."""
+    measured = any(_latency(n.get("measured")) for n in results["points"])
+    rows = [_heading(results, measured), _row("base", results["base"], results, measured)]
+    rows += [_row(_label(n), n, results, measured) for n in baselines(results)]
+    return rows + [
+        _row(f"{'*' if p['picked'] else ' '} {p['number']}", p, results, measured) for p in results["points"]
+    ]
+
+
+def baselines(results: Results) -> list[Network]:
+    """Plain INT8 and uniform scaling, as far as they were tried."""
+    return [n for n in (results.get("plain_int8"), *(results.get("uniform") or [])) if n is not None]
+
+
 def front_lines(results: Results) -> list[str]:
-    """The table: base, baselines, front. At most seven columns; measured latencies come with their own."""
-    points = results["points"]
-    measured = any(_latency(n.get("measured")) for n in points)
-    base = results["base"]
-    baselines = [n for n in (results.get("plain_int8"), *(results.get("uniform") or [])) if n is not None]
-    search = results["search"]
-    where = f"{'predicted and measured' if measured else _source(base)} on {results['target']['name']}"
-    title = f"Pareto front ({len(points)} of {search['feasible']} feasible), {where}"
-    rows = [_heading(results, measured), _row("base", base, results, measured)]
-    rows += [_row(_label(n), n, results, measured) for n in baselines]
-    rows += [_row(f"{'*' if p['picked'] else ' '} {p['number']}", p, results, measured) for p in points]
-    lines = [title, *(f"  {line}" for line in table(rows))]
-    if any(n.get("feasible") is False for n in baselines):
+    """The table with its title."""
+    measured = any(_latency(n.get("measured")) for n in results["points"])
+    where = "predicted and measured" if measured else _source(results["base"])
+    counts = f"{len(results['points'])} of {results['search']['feasible']} feasible"
+    title = f"Pareto front ({counts}), {where} on {results['target']['name']}"
+    lines = [title, *(f"  {line}" for line in table(front_cells(results)))]
+    if any(n.get("feasible") is False for n in baselines(results)):
         lines.append("  (!) outside the budget")
     return lines
 
@@ -187,7 +196,11 @@ def _row(label: str, network: Network, results: Results, measured: bool) -> list
         return [*cells, format_ms(own) if own else "", _times(whole, own), sized]
     macs = costs.get("macs")
     times = _times(_latency(base["costs"]), _latency(costs))
-    return [*cells, times, sized, significant(macs["value"] / 1e6, 3) if macs else ""]
+    return [*cells, times, sized, _millions(macs["value"]) if macs else ""]
+
+
+def _millions(macs: float) -> str:
+    return f"{macs / 1e6:.1f}" if macs >= 1e6 else significant(macs / 1e6)
 
 
 def with_interval(number: Number | None) -> str:
@@ -226,7 +239,7 @@ def footer_lines(results: Results, folder: Path | None = None) -> list[str]:
     lines: list[str] = []
     if picked is not None:
         lines += [f"* picked: {_why_picked(results)}", *_test_line(picked, results)]
-    lines += _line("verified", _verified(results.get("verification"), "the searched network"))
+    lines += _line("verified", verified_text(results.get("verification"), "the searched network"))
     for event in results.get("events") or []:
         lines += _line(event["kind"], event["text"])
     notes = results.get("notes") or []
@@ -258,7 +271,8 @@ def _test_line(picked: Point, results: Results) -> list[str]:
     return _line("test", f"{_score(test, results)}{before} on {test['samples']} samples the search never saw")
 
 
-def _verified(check: Verification | None, what: str) -> str:
+def verified_text(check: Verification | None, what: str) -> str:
+    """One line on the comparison in the runtime, "" where there was none."""
     if check is None:
         return ""
     if not check["passed"]:
@@ -338,7 +352,7 @@ def render_applied(found: Applied, folder: Path) -> str:
     for name, number in found.get("costs", {}).items():
         shown = with_interval(number) if name == "latency_ms" else format_cost(name, number["value"])
         lines += _line(COST_NAMES.get(name, name), f"{shown}  {number['source']}")
-    lines += _line("verified", _verified(found.get("verification"), "the compressed network"))
+    lines += _line("verified", verified_text(found.get("verification"), "the compressed network"))
     for event in found.get("events") or []:
         lines += _line(event["kind"], event["text"])
     return "\n".join([*lines, *_line("wrote", f"{folder}/{{{', '.join(found['files'])}}}")]) + "\n"

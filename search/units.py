@@ -126,7 +126,7 @@ def format_ms(value_ms: float) -> str:
         return f"{significant(value_ms / 1e3, 3)} s"
     if 0 < abs(value_ms) < 0.01:
         return f"{significant(value_ms * 1e3, 3)} µs"
-    return f"{significant(value_ms, 3)} ms"
+    return f"{significant(value_ms, 3 if abs(value_ms) >= 0.1 else 2)} ms"
 
 
 def format_interval(low: float, high: float) -> str:
