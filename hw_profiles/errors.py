@@ -22,7 +22,7 @@ class UnknownTargetError(HwProfilesError):
         close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}?" if close else f"Known targets: {', '.join(names)}."
         super().__init__(
-            f"unknown target {name!r}. {hint}\nList them with `search targets`, or give the path of a YAML file."
+            f"unknown target {name!r}. {hint}\nList them with `search targets`, or give a YAML file's path."
         )
 
 

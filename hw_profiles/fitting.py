@@ -38,11 +38,13 @@ def _row(batch: KernelBatch, k: int, cold: tuple[Array, Array]) -> Row:
         if "pool" not in table:
             features.pop("taps", None)  # the same as what is written
     else:
-        table = family
+        table = family = family.split("/")[0]
         if not family.startswith("gemm"):
             table = cpu.variant_table(family, int(cpu.variants(family, shapes)[0, 0]))
         features = cpu.MODELS[table](shapes)
     row = {(table, name): float(np.broadcast_to(count, (1, 1))[0, 0]) for name, count in features.items()}
+    if cpu.family(kind) == "int8/tensor":
+        row[cpu.PER_TENSOR_KEY] = float(batch["out_elements"][0, k])
     return {**row, (table, "overhead"): 1.0}
 
 
@@ -92,12 +94,12 @@ def log_errors(predicted: Array, measured: Array) -> Array:
 
 
 def log_sigma(errors: Array) -> float:
-    """Standard deviation whose 90 % interval covers 90 % of these |log errors| (their 0.9 quantile / 1.645)."""
+    """Standard deviation whose 90 % interval covers 90 % of these |log errors|: 0.9 quantile / 1.645."""
     return float(np.quantile(errors, 0.9) / 1.645)
 
 
 def constants_yaml(constants: Mapping[Key, float], sources: Mapping[str, str]) -> str:
-    """The `constants:` block of a target file; `sources` by table, "" for the rest. Zero constants are left out."""
+    """The `constants:` block of a target file; `sources` by table, "" for the rest. Zeros are left out."""
     tables: dict[str, dict[str, float]] = {}
     for (table, name), value in sorted(constants.items()):
         if value > 0.0 or name == "overhead":

@@ -102,7 +102,7 @@ def measure_latency(
     rounds: int = 4,
     memory: bool = False,
 ) -> list[Measurement]:
-    """Measure networks interleaved: `rounds` rounds, in each `repeats / rounds` runs of every network in turn.
+    """Measure networks interleaved: `rounds` rounds of `repeats / rounds` runs of every network in turn.
 
     `inputs[i]` feeds model i; None makes up standard-normal values (free dimensions become 1).
     """
@@ -167,7 +167,7 @@ def _judge(runner: _Runner, threads: int, peak: int | None) -> Measurement:
     first, second = float(judged[:half].min(initial=np.inf)), float(judged[half:].min())
     apart = abs(first - second) / second if half else float("inf")
     stable = apart <= limit
-    why = f"minima of both halves of {len(judged)} runs are {apart:.1%} apart in {clock} time (limit {limit:.0%})"
+    why = f"minima of both halves of {len(judged)} runs: {apart:.1%} apart in {clock} time, limit {limit:.0%}"
     if not half:
         why = "one run only: repeat it"
     return Measurement(

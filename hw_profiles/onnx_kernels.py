@@ -1,4 +1,4 @@
-"""Kernels of any ONNX network, read from what onnxruntime really executes: optimised graph + profiler events."""
+"""Kernels of any ONNX network, as onnxruntime really executes it: optimised graph + profiler events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from hw_profiles.errors import MeasurementError
-from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, KernelBatch, KernelKind, make_batch
+from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, PER_TENSOR, KernelBatch, KernelKind, make_batch
 from hw_profiles.measure import Inputs, made_up_inputs, session_options
 
 _WEIGHTED = CONV_OPS | MATMUL_OPS
@@ -41,7 +41,7 @@ def kernels_of(model: bytes | Path, inputs: Inputs | None = None) -> KernelBatch
 
 
 def execute(model: bytes | Path, inputs: Inputs | None = None, runs: int = 1, threads: int = 1) -> Execution:
-    """Run a network under the profiler and read kernels, shapes and times. Views are kept, constants are not."""
+    """Run a network under the profiler and read kernels, shapes and times, views included."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def _kernel(
         domain=node.domain if node.domain != "ai.onnx" else "",
         precision=_precision(node, data_type),
         layer=node.name,
-        fused=_fused(node, attributes),
+        fused=_fused(node, attributes, constants),
         weight_bearing=weighted,
     )
     fed = [shape for (_, shape), name in zip(event.inputs, _fed(node, constants), strict=False) if name]
@@ -138,7 +138,7 @@ def _kernel(
 
 
 def _fed(node: onnx.NodeProto, constants: Mapping[str, list[int]]) -> list[str]:
-    """Names of inputs that are tensors computed at run time; "" for constants. Events list inputs in this order."""
+    """Names of inputs that are computed at run time; "" for constants. Events list inputs in this order."""
     return ["" if name in constants else name for name in node.input if name]
 
 
@@ -154,10 +154,15 @@ def _precision(node: onnx.NodeProto, data_type: str) -> str:
     return "fp16" if data_type == "float16" else "fp32"
 
 
-def _fused(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+def _fused(
+    node: onnx.NodeProto, attributes: Mapping[str, Any], constants: Mapping[str, list[int]]
+) -> tuple[str, ...]:
+    """Activation, residual addition, and PER_TENSOR: such integer convolutions round back more slowly."""
     found = [attributes[a].decode().lower() for a in _FUSED_ATTRIBUTES if attributes.get(a)]
     if node.op_type in ("Conv", "FusedConv") and len(node.input) > 3 and node.input[3]:
         found.append("add")
+    if node.op_type == "QLinearConv" and constants.get(node.input[4]) == []:
+        found.append(PER_TENSOR)
     return tuple(found)
 
 

@@ -74,7 +74,7 @@ class Graph:
     def conv(
         self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: bool = True
     ) -> str:
-        """Convolution with bias, same padding, optional ReLU and, for an integer probe, a quantised output."""
+        """Convolution with bias, same padding, optional ReLU; an integer probe quantises its output."""
         batch, cin, height, width = self.shapes[x]
         pads = [kernel[0] // 2, kernel[1] // 2]
         out = (

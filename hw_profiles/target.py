@@ -59,7 +59,11 @@ class NumericsFacts(_Frozen):
     per_channel_weights: bool = True
     reduced_range_weights: bool = False
     bias_bits: int = 32
-    quantises_between: bool = False
+    quantises_between: bool = Field(
+        False,
+        description="float layers between dequantise and quantise are made integer when the file is loaded",
+    )
+    between_per_tensor: bool = Field(False, description="and get one weight scale, whatever the others have")
 
 
 class Granularity(_Frozen):

@@ -17,7 +17,6 @@ import csv
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -27,9 +26,7 @@ from hw_profiles.fitting import (
     Row,
     constants_yaml,
     design_rows,
-    log_errors,
     log_sigma,
-    predict_ns,
     replace_block,
     solve,
 )
@@ -40,7 +37,7 @@ TARGET = "raspberry-pi-4"
 COMMAND = "python scripts/fit_arm.py"
 PI, RK = "Raspberry Pi 4 Model B", "Rockchip RK3399"
 L2_BYTES = 1048576.0
-#: Two frameworks on one board differ by about this factor (data/README.md); ncnn was measured, onnxruntime runs.
+#: Two frameworks on one board differ by about this factor; ncnn was measured, onnxruntime runs.
 RUNTIME_FACTOR = 1.5
 _OPS = {
     "Pooling": "MaxPool", "Eltwise": "Add", "BinaryOp": "Add", "Concat": "Concat", "Slice": "Concat",
@@ -52,7 +49,7 @@ _OPS = {
 _CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise", "DeconvolutionDepthWise")
 _DENSE = ("InnerProduct", "Gemm", "MultiHeadAttention")
 #: Constants of the model: (table, feature) -> shared parameter. What is not named costs nothing by itself.
-_MACS = {("plain.dense", "macs"), ("plain.pointwise", "macs"), ("gemm.float", "macs")}
+_MACS = {(f"plain.{form}", "macs") for form in ("dense", "pointwise", "grouped")} | {("gemm.float", "macs")}
 _TRANSCENDENTAL = ("special",)
 
 
@@ -214,7 +211,7 @@ def _board(rows: Sequence[Measured]) -> float:
     return float(np.median([r.ms / pi[r.model] for r in rows if r.device == RK and r.model in pi]))
 
 
-#: Nanoseconds in which the wait of threads for each other, once a kernel, is counted: keeps the system scaled.
+#: Nanoseconds in which the wait of threads for each other, once a kernel, is counted.
 _WAIT_UNIT = 1000.0
 #: Parameters that scale alike with threads, and that 8-bit weights and activations change alike.
 _THREAD_GROUPS = (
@@ -266,7 +263,7 @@ def _grouped(
 def held_out(
     rows: Sequence[Measured], counts: dict[str, Row], macs: dict[str, float]
 ) -> dict[str, list[list[float]]]:
-    """Leave-one-network-out |log errors| of the model and of the MACs-only baseline, by setting of the Pi 4."""
+    """Leave-one-network-out |log errors| of the model and of MACs alone, by setting of the Pi 4."""
     found: dict[str, list[list[float]]] = {}
     for model in sorted({r.model for r in rows}):
         train = [r for r in rows if r.model != model]
@@ -372,7 +369,7 @@ def write(fitted: Fit, errors: dict[str, list[list[float]]]) -> None:
         "  status: validated",
         f"  median_error: {float(np.median(every)):.3f}",
         f"  worst_error: {float(every.max()):.3f}",
-        f'  held_out: "{len(every)} ncnn rows of the Pi 4, one network left out; onnxruntime itself unmeasured"',
+        f'  held_out: "{len(every)} ncnn rows of the Pi 4, a network left out; onnxruntime unmeasured"',
         f'  command: "{COMMAND}"',
         f'backing: "{len(every)} published ncnn measurements (held-out median error {np.median(every):.1%}), '
         'runtime factor unknown"',
@@ -395,9 +392,7 @@ def main() -> None:
     print("constants, ns:", {k[0]: round(v, 4) for k, v in fitted.one.items()})
     print(f"RK3399 / Pi 4: {fitted.board:.2f}; serial shares {fitted.serial}; int8 / float {fitted.ratio}")
     errors = held_out(rows, counts, macs)
-    print(
-        f"\n{'Pi 4, one network left out':28s} {'rows':>5s} {'median':>8s} {'worst':>8s}   MACs only: median, worst"
-    )
+    print(f"\n{'Pi 4, one network left out':28s} {'rows':>5s} {'median':>8s} {'worst':>8s}   MACs only")
     for name, found in errors.items():
         e = np.array(found)
         print(f"{name:28s} {len(e):5d} {np.median(e[:, 0]):8.1%} {e[:, 0].max():8.1%}   ", end="")

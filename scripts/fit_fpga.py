@@ -1,12 +1,13 @@
-"""Fit the BitFusion model to APQ's table of simulated layers; the table itself is used where it has the shape.
+"""Fit the BitFusion model to APQ's table of simulated layers; the table is used where it has the shape.
 
-    .venv/bin/python scripts/fit_fpga.py             # held-out errors, and fpga-bitfusion's constants rewritten
+    .venv/bin/python scripts/fit_fpga.py             # held-out errors; the target's constants rewritten
     .venv/bin/python scripts/fit_fpga.py --dry-run   # errors only
 
 A key of the table is (input channels, output channels, input size, kernel, stride, padding, groups)-WxAy, the
-values milliseconds at 500 MHz (every one a whole number of cycles) and millijoules. Depthwise layers at 8x8 bits
-step every 8 channels and pointwise ones every 64 input channels: an array of 64 x 8 fusion units. Held out are
-shapes, with all their bit widths, in five folds.
+values milliseconds at 500 MHz (every one a whole number of cycles) and millijoules. Depthwise layers at 8x8
+bits step every 8 channels, pointwise ones every 64 input channels: an array of 64 x 8 fusion units. Held out
+are shapes, with all their bit widths, in five folds. Dense layers of the table are pointwise: wider windows
+are priced by the same counts, which the table cannot check.
 """
 
 from __future__ import annotations
@@ -149,9 +150,9 @@ def write(tables: dict[str, Table], errors: np.ndarray) -> None:
         "  status: validated",
         f"  median_error: {median:.3f}",
         f"  worst_error: {worst:.3f}",
-        f'  held_out: "{len(errors)} simulated layers, shapes in {FOLDS} folds; layers by itself, not networks"',
+        f'  held_out: "{len(errors)} simulated layers, shapes in {FOLDS} folds; single layers"',
         f'  command: "{COMMAND}"',
-        f'backing: "table of {len(errors)} simulated layers; shapes off the table by a model, held-out median '
+        f'backing: "table of {len(errors)} simulated layers; off the table a model, held-out median '
         f'error {median:.1%}"',
     ]
     replace_block(path, "validation", "\n".join(validation))
@@ -172,7 +173,8 @@ def main() -> None:
         every.append(found["latency"])
         for name, e in found.items():
             print(
-                f"{form:15s} {name:>10s} {len(e):6d} {np.median(e):8.1%} {np.quantile(e, 0.9):8.1%} {e.max():8.1%}"
+                f"{form:15s} {name:>10s} {len(e):6d} {np.median(e):8.1%} "
+                f"{np.quantile(e, 0.9):8.1%} {e.max():8.1%}"
             )
         constants = fit_cycles(table, np.ones(len(table), dtype=bool))
         print(f"{'':15s} factor on counted compute cycles {constants['compute']:.3f}")

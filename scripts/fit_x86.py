@@ -23,7 +23,6 @@ from hw_profiles.fitting import (
     Row,
     constants_yaml,
     design_rows,
-    log_errors,
     log_sigma,
     predict_ns,
     replace_block,
@@ -72,15 +71,17 @@ def load(folder: Path = DATA_FOLDER) -> list[Network]:
             groups.setdefault(record["network"], []).append(record)
     networks = []
     for name, records in groups.items():
-        kinds = [
-            KernelKind(r["op"], r["domain"], r["precision"], weight_bearing=r["weight_bearing"] == "1")
-            for r in records
-        ]
+        kinds = [_kind(r) for r in records]
         batch = make_batch(kinds, {c: [float(r[c]) for r in records] for c in COLUMNS})
         rows = design_rows(batch, core.value if core else np.inf, last.value if last else np.inf)
         times = np.array([float(r["us"]) * 1e3 for r in records])
         networks.append(Network(name, rows, times, float(batch.macs().sum()), wholes[name]))
     return networks
+
+
+def _kind(r: dict[str, str]) -> KernelKind:
+    fused = tuple(part for part in r["fused"].split("+") if part)
+    return KernelKind(r["op"], r["domain"], r["precision"], "", fused, r["weight_bearing"] == "1")
 
 
 def fit(networks: Sequence[Network]) -> dict[Key, float]:
@@ -91,7 +92,9 @@ def fit(networks: Sequence[Network]) -> dict[Key, float]:
     weights = np.concatenate([1.0 / (kernels + FLOOR_NS), NETWORK_WEIGHT / wholes])
     constants = solve(rows, np.concatenate([kernels, wholes]), weights)
     # An operation never seen is priced as the dearest simple ones are.
-    return constants | {("unknown", name): value for (table, name), value in constants.items() if table == "special"}
+    return constants | {
+        ("unknown", name): value for (table, name), value in constants.items() if table == "special"
+    }
 
 
 def folds(networks: Sequence[Network]) -> list[tuple[list[Network], list[Network]]]:
@@ -108,7 +111,7 @@ def folds(networks: Sequence[Network]) -> list[tuple[list[Network], list[Network
 def held_out(
     networks: Sequence[Network],
 ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float]]:
-    """Signed log error of every network, log errors of kernels by table, and the MACs-only baseline's errors."""
+    """Signed log errors: of every network, of kernels by table, of every network by MACs alone."""
     whole, baseline = {}, {}
     kernels: dict[str, list[float]] = {}
     for train, test in folds(networks):
@@ -156,7 +159,7 @@ def write(networks: Sequence[Network], whole: dict[str, float]) -> None:
     text = [
         "  interval:",
         f'    log_sigma: {{value: {log_sigma(errors):.4g}, source: "held-out whole networks, {COMMAND}"}}',
-        '    runtime_factor: {value: 1.0, source: "same runtime; another machine of the class needs correcting"}',
+        '    runtime_factor: {value: 1.0, source: "the runtime itself was measured"}',
         constants_yaml(fit(networks), {"": measured}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")

@@ -1,7 +1,7 @@
 """Measure onnxruntime's kernels on this machine, in the context of whole networks.
 
 Every probe network (random widths, float, integer and mixed) is measured twice over: as a whole by the
-minimum of thread CPU time, all probes interleaved in passes, and kernel by kernel under the profiler. The
+minimum of thread CPU time, all probes interleaved in rounds, and kernel by kernel under the profiler. The
 profiler adds a few microseconds a kernel; what it adds is spread over the kernels and taken off, so that the
 kernels of a network sum to what the network takes.
 
@@ -18,27 +18,27 @@ import csv
 import gzip
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from hw_profiles.kernel import COLUMNS
+from hw_profiles.kernel import COLUMNS, KernelBatch
 from hw_profiles.measure import made_up_inputs, session_options
-from hw_profiles.onnx_kernels import Execution, execute
+from hw_profiles.onnx_kernels import execute
 from hw_profiles.probes import probe
 
 DATA = Path(__file__).resolve().parent.parent / "hw_profiles" / "data"
 #: Networks by family: how many seeds of each.
 PLAN = {
-    "resnet20": 24, "resnet20/int8": 32, "resnet20/mixed": 10,
-    "resnet": 24, "resnet/int8": 28, "resnet/mixed": 8,
-    "plain": 24, "plain/int8": 24, "plain/mixed": 6,
-    "mobile": 20, "mobile/int8": 20, "mobile/mixed": 5,
-    "factorised": 24, "factorised/int8": 24, "factorised/mixed": 8,
-    "lenet": 10, "lenet/int8": 12,
+    "resnet20": 24, "resnet20/int8": 32, "resnet20/mixed": 18,
+    "resnet": 24, "resnet/int8": 28, "resnet/mixed": 16,
+    "plain": 24, "plain/int8": 24, "plain/mixed": 12,
+    "mobile": 30, "mobile/int8": 28, "mobile/mixed": 12,
+    "factorised": 28, "factorised/int8": 32, "factorised/mixed": 14,
+    "lenet": 14, "lenet/int8": 14,
     "mlp": 8, "mlp/int8": 8,
     "signal": 8, "signal/int8": 8,
     "encoder": 12, "encoder/int8": 10,
@@ -53,9 +53,12 @@ class Probe:
     """One network under measurement."""
 
     name: str
+    model: bytes
     session: Any
     feed: dict[str, Any]
     best: float = float("inf")
+    batch: KernelBatch | None = None
+    kernel_us: list[np.ndarray] = field(default_factory=list)
 
     def run_for(self, seconds: float) -> None:
         """Run for a while and keep the least CPU time."""
@@ -66,11 +69,17 @@ class Probe:
             self.best = min(self.best, time.thread_time() - start)
             runs += 1
 
+    def profile(self) -> None:
+        """Some runs more under the profiler."""
+        execution = execute(self.model, runs=_PROFILED_RUNS)
+        self.batch = execution.batch
+        self.kernel_us.append(execution.kernel_us)
 
-def kernel_times(execution: Execution, whole_us: float) -> np.ndarray:
-    """Microseconds of every kernel, (K,): the calm half of its profiled runs, scaled to sum to the whole."""
-    times = np.sort(execution.kernel_us, axis=0)
-    calm = times[: max(1, len(times) // 2)].mean(axis=0) + 0.5  # the profiler rounds down to a microsecond
+
+def kernel_times(kernel_us: np.ndarray, whole_us: float) -> np.ndarray:
+    """Microseconds of every kernel, (K,): the calm fifth of its profiled runs, made to sum to the whole."""
+    times = np.sort(kernel_us, axis=0)
+    calm = times[: max(1, len(times) // 5)].mean(axis=0) + 0.5  # the profiler rounds down to a microsecond
     added = max(0.0, (calm.sum() - whole_us) / len(calm))
     trimmed = np.maximum(calm - min(added, float(calm.min())), 0.2)
     return np.asarray(trimmed * (whole_us / trimmed.sum()))
@@ -81,29 +90,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the networks, for a quick trial")
     parser.add_argument("--out", type=Path, default=DATA)
     arguments = parser.parse_args()
-    probes, executions = [], []
+    probes = []
     for family, count in PLAN.items():
         for seed in range(max(1, round(count * arguments.scale))):
             model = probe(family, seed)
             session = onnxruntime.InferenceSession(
                 model, session_options(1), providers=["CPUExecutionProvider"]
             )
-            probes.append(Probe(f"{family}#{seed}", session, made_up_inputs(session)))
-            executions.append(execute(model, runs=_PROFILED_RUNS))
-            probes[-1].run_for(_PASS_SECONDS)
-        print(f"{len(probes):4d} networks after {family}", flush=True)
-    for i in range(arguments.passes):
+            probes.append(Probe(f"{family}#{seed}", model, session, made_up_inputs(session)))
+    for i in range(arguments.rounds):
         for one in probes:
+            one.profile()
             one.run_for(_PASS_SECONDS)
-        print(f"pass {i + 1} of {arguments.passes} done", flush=True)
-    write(probes, executions, arguments.out)
+        print(f"round {i + 1} of {arguments.rounds}: {len(probes)} networks", flush=True)
+        write(probes, arguments.out)
 
 
-def write(probes: list[Probe], executions: list[Execution], folder: Path) -> None:
+def write(probes: list[Probe], folder: Path) -> None:
     """The two tables, deterministic for given measurements (no time stamp in the archive)."""
     version = onnxruntime.__version__
     header = f"# measured by scripts/profile_x86.py; onnxruntime {version}; one thread; minimum of CPU time"
@@ -113,11 +120,13 @@ def write(probes: list[Probe], executions: list[Execution], folder: Path) -> Non
     writer.writerow(["network", "op", "domain", "precision", "fused", "weight_bearing", *COLUMNS, "us"])
     with (folder / "x86_networks.csv").open("w", encoding="utf-8") as networks:
         networks.write(header + "\nnetwork,us\n")
-        for one, execution in zip(probes, executions, strict=True):
+        for one in probes:
+            if one.batch is None:
+                continue
             networks.write(f"{one.name},{one.best * 1e6:.2f}\n")
-            times = kernel_times(execution, one.best * 1e6)
-            for k, kind in enumerate(execution.batch.kinds):
-                shape = [f"{execution.batch[c][0, k]:.10g}" for c in COLUMNS]
+            times = kernel_times(np.concatenate(one.kernel_us), one.best * 1e6)
+            for k, kind in enumerate(one.batch.kinds):
+                shape = [f"{one.batch[c][0, k]:.10g}" for c in COLUMNS]
                 flag = int(kind.weight_bearing)
                 row = [one.name, kind.op, kind.domain, kind.precision, "+".join(kind.fused), flag]
                 writer.writerow([*row, *shape, f"{times[k]:.2f}"])

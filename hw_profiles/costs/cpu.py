@@ -24,6 +24,7 @@ from hw_profiles.costs.base import (
 from hw_profiles.kernel import (
     CONV_OPS,
     MATMUL_OPS,
+    PER_TENSOR,
     VIEW_OPS,
     Array,
     KernelBatch,
@@ -94,6 +95,7 @@ def plain_dense(s: Shapes) -> Features:
         "macs": matrices * columns * depth * s.cout / s.groups,
         "tiles": matrices * columns * depth * np.ceil(s.cout / s.groups / 12.0),
         "gather": np.where(direct, 0.0, matrices * columns * depth),
+        "gather_strided": np.where(s.stride_w > 1.0, matrices * columns * depth, 0.0),
         "gather_rows": np.where(direct, 0.0, matrices * s.out_h * depth),
         "matrices": matrices,
         **_moved(s, 4.0),
@@ -106,6 +108,7 @@ def plain_depthwise(s: Shapes) -> Features:
     taps = s.cout * s.kernel_h * s.kernel_w
     return {
         "taps": _pixels(s) * taps,
+        "taps_strided": np.where(s.stride_w > 1.0, _pixels(s) * taps, 0.0),
         "row_taps": s.batch * s.out_h * taps,
         "rows": s.batch * s.out_h * s.cout,
         "matrices": s.batch * s.cout,
@@ -152,8 +155,12 @@ def int8_depthwise(s: Shapes) -> Features:
     return {
         "taps": pixels * (s.cout - left) * window,
         "left_taps": pixels * left * window,
+        "left": np.where(left > 0.0, pixels * window, 0.0),
         "gather": pixels * window,
         "outputs": pixels * s.cout,
+        "fours": pixels * np.floor(left / 4.0),
+        "ones": pixels * np.mod(s.cout, 4.0),
+        "any_ones": np.where(np.mod(s.cout, 4.0) == 0.0, 0.0, pixels),
         **_moved(s, 1.0),
     }
 
@@ -199,16 +206,21 @@ MODELS: dict[str, FeatureFunction] = {
     "int8.dense": int8_dense,
     "int8.pointwise": int8_dense,
     "int8.depthwise": int8_depthwise,
+    "int8.grouped": int8_dense,
+    "plain.grouped": plain_dense,
     "gemm.float": float_gemm,
     "gemm.int8": int8_gemm,
 }
-_VARIANTS = ("dense", "pointwise", "depthwise", "first")
+#: What a convolution with one scale for all weights takes more, by element written.
+PER_TENSOR_KEY = ("int8.per_tensor", "outputs")
+_VARIANTS = ("dense", "pointwise", "depthwise", "first", "grouped")
 
 #: Operations priced by elements in, elements out and window taps; the name is the table of constants.
 SIMPLE: dict[str, str] = {
     "MaxPool": "pool", "AveragePool": "pool", "GlobalAveragePool": "reduce", "GlobalMaxPool": "reduce",
     "ReduceMean": "reduce", "ReduceMax": "reduce", "ReduceSum": "reduce", "LpPool": "pool",
-    "NhwcMaxPool": "pool", "QLinearAveragePool": "qpool", "QLinearGlobalAveragePool": "qreduce", "QLinearReduceMean": "qreduce",
+    "NhwcMaxPool": "pool", "QLinearAveragePool": "qavg", "QLinearGlobalAveragePool": "qreduce",
+    "QLinearReduceMean": "qreduce",
     "Add": "add", "Sub": "add", "Mul": "add", "Div": "add", "Max": "add", "Min": "add", "Sum": "add",
     "Relu": "map", "Clip": "map", "LeakyRelu": "map", "PRelu": "map", "HardSwish": "map", "Neg": "map",
     "HardSigmoid": "map", "Abs": "map", "Sqrt": "map", "Reciprocal": "map", "Where": "map",
@@ -254,6 +266,8 @@ def family(kind: KernelKind) -> str:
     """Kernel family of a kind: nchwc, plain or int8 convolution, gemm.float, gemm.int8, or simple."""
     integer = kind.precision == "int8" or kind.op.startswith("Q")
     if kind.op in CONV_OPS:
+        if PER_TENSOR in kind.fused:
+            return "int8/tensor"
         return "int8" if integer else ("nchwc" if "nchwc" in kind.domain else "plain")
     if kind.op in MATMUL_OPS:
         return "gemm.int8" if integer else "gemm.float"
@@ -265,7 +279,8 @@ def variants(name: str, s: Shapes) -> Index:
     kind = np.where(s.kernel_h * s.kernel_w == 1.0, 1, 0)
     if name == "nchwc":
         kind = np.where(s.cin < _LANES, 3, kind)
-    return np.asarray(np.where((s.groups > 1.0) & (s.groups == s.cin), 2, kind), dtype=np.intp)
+    kind = np.where(s.groups > 1.0, 4, kind)
+    return np.asarray(np.where((kind == 4) & (s.groups == s.cin) & (s.cin == s.cout), 2, kind), dtype=np.intp)
 
 
 def variant_table(name: str, variant: int) -> str:
@@ -315,7 +330,9 @@ class CpuCost(CostModel):
                 overhead[index] = self.value(self._resolve(name), "overhead")
                 classes[index] = _CLASS["gemm"]
             else:
-                self._convolutions(name, batch, index, cold, busy, overhead, classes)
+                self._convolutions(name.split("/")[0], batch, index, cold, busy, overhead, classes)
+                if name == "int8/tensor":
+                    busy[:, index] += batch["out_elements"][:, index] * self.value(*PER_TENSOR_KEY, 0.0)
         unknown = tuple(dict.fromkeys(k.op for k in batch.kinds if _is_unknown(k)))
         scaled = self._threads(busy, classes, threads)
         network = self.value("network", "overhead") * 1e-3
@@ -348,20 +365,21 @@ class CpuCost(CostModel):
         busy: Array, overhead: Array, classes: Index,
     ) -> None:  # fmt: skip
         kinds = variants(name, Shapes(batch, index, cold))
-        first = kinds[0] if len(kinds) else np.zeros(len(index), dtype=np.intp)
+        first = kinds[0]
+        launches = np.zeros(len(_VARIANTS))
         mixed = bool((kinds != first).any())
         for variant in np.unique(kinds):
             table = variant_table(name, int(variant))
+            launches[variant] = self.value(self._resolve(table), "overhead")
             mine = (kinds == variant).any(axis=0)
             chosen = index[mine]
             cost = self._weigh(table, Shapes(batch, chosen, cold))
-            if mixed:
-                cost = np.where(kinds[:, mine] == variant, cost, busy[:, chosen])
-            busy[:, chosen] = cost
-            at_first = index[first == variant]
-            overhead[at_first] = self.value(self._resolve(table), "overhead")
-            dense = "conv_int" if name == "int8" else "conv_float"
-            classes[at_first] = _CLASS["depthwise" if variant == 2 else dense]
+            busy[:, chosen] = np.where(kinds[:, mine] == variant, cost, busy[:, chosen]) if mixed else cost
+        overhead[index] = launches[first]
+        if mixed:  # launches belong to kernels, not to policies: what a policy's variant differs by is busy
+            busy[:, index] += launches[kinds] - launches[first]
+        dense = _CLASS["conv_int" if name == "int8" else "conv_float"]
+        classes[index] = np.where(first == _VARIANTS.index("depthwise"), _CLASS["depthwise"], dense)
 
     def _simple(
         self, batch: KernelBatch, index: Index, cold: tuple[Array, Array],
@@ -389,7 +407,8 @@ class CpuCost(CostModel):
 _FALLBACK = {
     "nchwc.dense": "plain.dense", "nchwc.pointwise": "nchwc.dense", "nchwc.first": "nchwc.dense",
     "nchwc.depthwise": "plain.depthwise", "plain.pointwise": "plain.dense", "plain.depthwise": "plain.dense",
-    "int8.pointwise": "int8.dense", "int8.depthwise": "int8.dense", "gemm.int8": "gemm.float",
+    "int8.pointwise": "int8.dense", "int8.depthwise": "int8.dense",
+    "int8.grouped": "int8.dense", "plain.grouped": "plain.dense", "qavg": "qpool", "gemm.int8": "gemm.float",
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""BitFusion: a systolic array of fusion units; the simulator's table where it has the shape, else a model of it.
+"""BitFusion: a systolic array of fusion units; the simulator's table where it has the shape, else a model.
 
-The array is 64 rows (reduction) by 8 columns (output channels) at 8 x 8 bits; a unit splits into four for 4-bit
-weights or activations, and again for both. Sharma et al., "Bit Fusion", ISCA 2018. The table's cycles follow
+The array is 64 rows (reduction) by 8 columns (output channels) at 8 x 8 bits; a unit doubles its columns for
+4-bit weights, and again for 4-bit activations (Sharma et al., ISCA 2018). The cycles of the table are
 ``cycles = (compute^q + memory^q)^(1/q)``: compute is the counted one of `compute_cycles` (its factor fits as
 1.00), memory a sum of constant x bits, both overlapping softly. Constants by scripts/fit_fpga.py.
 """
@@ -41,7 +41,7 @@ def is_depthwise(s: Shapes) -> Mask:
 
 
 def compute_cycles(s: Shapes) -> Array:
-    """Cycles of the array, (P, k): rows take the reduction, columns the output channels, taps come in turn."""
+    """Cycles of the array, (P, k): rows take the reduction, columns the channels, taps come in turn."""
     split = (8.0 / fused_bits(s.weight_bits)) * (8.0 / fused_bits(s.act_bits))
     steps = s.batch * s.out_h * s.out_w * s.kernel_h * s.kernel_w
     depth, outputs = np.ceil(s.cin / s.groups / ROWS), np.ceil(s.cout / s.groups / (COLUMNS * split))
@@ -50,7 +50,7 @@ def compute_cycles(s: Shapes) -> Array:
 
 
 def memory_features(s: Shapes) -> Features:
-    """Bits that move: weights, inputs, outputs at activation width and at the accumulators' 32, re-read inputs."""
+    """Bits that move: weights, inputs, outputs at activation width and at 32 bits, inputs read again."""
     inputs = s.in_elements * s.act_bits
     return {
         "weights": s.weight_elements * s.weight_bits,
