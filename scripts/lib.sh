@@ -11,14 +11,15 @@ fingerprint() {
 }
 
 find_python() {
-    local candidate
+    local candidate found
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11 python; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "tailorbird: no Python 3.11 or newer was found ($(python3 --version 2>&1 || true));" \
+    found=$(python3 --version 2>/dev/null) || found="no python3 at all"
+    echo "tailorbird: no Python 3.11 or newer was found ($found);" \
         "install one, or name it: PYTHON=/path/to/python3 $0" >&2
     return 1
 }

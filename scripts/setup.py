@@ -25,6 +25,7 @@ EXTRAS = {"base": "", "dev": "[dev,mnist]"}
 # In .venv rather than in a build environment of its own: with everything there, a set-up needs no network.
 BUILD = ("hatchling>=1.25", "editables")
 SIGN_OF_LIFE_SECONDS = 20
+SHOWN = ("Collecting", "Downloading", "Using cached", "Processing", "Building", "Installing", "ERROR")
 
 
 class SetupError(Exception):
@@ -118,12 +119,13 @@ def pip_install(lock: int, *arguments: str) -> None:
     ):
         for line in process.stdout or ():
             log.write(line)
-            last = line.strip() or last
+            if line.startswith(SHOWN):
+                last = line.strip()
     over.set()
     if process.returncode != 0:
         errors = [line for line in LOG.read_text().splitlines() if line.startswith("ERROR")]
         raise SetupError(
-            f"installing failed: {(errors or [last])[-1][:300]}\n"
+            f"installing failed: {(errors or [f'pip ended with {process.returncode}'])[-1][:300]}\n"
             "tailorbird: is this machine online? See .venv/setup.log; run the same command again to go on."
         )
 
