@@ -29,7 +29,7 @@ from .surrogate import Surrogate, expected_improvement, probability_above, recen
 
 Floats = NDArray[np.float64]
 
-RAW, REPAIRED, FRESH, ROUNDS, PARENTS = 64, 6, 3, 2, 6
+RAW, REPAIRED, FRESH, ROUNDS, PARENTS = 48, 4, 2, 2, 6
 FRONT_EVERY = 4
 GOLDEN = 0.6180339887498949
 

@@ -26,7 +26,7 @@ PRIOR_LOSS = {"keep": 1.0, "rank": 1.0, "weight_bits": 0.3, "act_bits": 0.05, "r
 #: Kinds that growing back may raise: the others change which kernels run, which is a proposer's choice.
 GROWABLE = ("keep", "weight_bits")
 #: Points of a path priced at once: first this many over its length, then those between two of them.
-COARSE = 12
+COARSE = 8
 
 
 def expected_losses(problem: Problem) -> Floats:

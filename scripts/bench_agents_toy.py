@@ -32,9 +32,9 @@ MARKS = (30, 60, 100, 200)
 
 def cases(evaluations: int) -> dict[str, tuple[Problem, float]]:
     """Name to problem and interaction strength."""
-    joint, pruned = toy_space(7, 64), toy_space(24, 64, methods=("prune",))
+    joint, pruned = toy_space(7, 64), toy_space(16, 64, methods=("prune",))
     return {
-        "separable, 25 coordinates, 0.5x": (toy_problem(pruned, share=0.5, evaluations=evaluations), 0.0),
+        "separable, 17 coordinates, 0.5x": (toy_problem(pruned, share=0.5, evaluations=evaluations), 0.0),
         "joint, 38 coordinates, 0.3x": (toy_problem(joint, share=0.3, evaluations=evaluations), 0.0),
         "joint, interacting, non-monotone, 0.2x": (
             toy_problem(joint, share=0.2, conversion=0.03, evaluations=evaluations), 1.0),
@@ -44,7 +44,7 @@ def cases(evaluations: int) -> dict[str, tuple[Problem, float]]:
 
 
 def exact_separable(problem: Problem, accuracy: ToyAccuracy) -> float:
-    """Optimum of a prune-only, non-interacting problem: for each trunk a Pareto dynamic programme over groups."""
+    """Optimum of a prune-only problem without interaction: per trunk width a Pareto programme over groups."""
     pricer = Pricer(problem)
     names = [c.subject for c in problem.space.choices]
     trunk, limit, best = names.index("trunk"), problem.budget.max_latency_ms or np.inf, -np.inf
@@ -72,9 +72,9 @@ def _with(x: Indices, i: int, v: int) -> Indices:
 
 
 def _pareto(states: list[tuple[float, float, Indices]]) -> list[tuple[float, float, Indices]]:
-    """Non-dominated (latency, loss), by rising latency; latencies are lumped to 1e-6 of a millisecond."""
+    """Non-dominated (latency, loss), by rising latency; latencies are lumped to 1e-3 of a millisecond."""
     kept: list[tuple[float, float, Indices]] = []
-    for s in sorted(states, key=lambda s: (round(s[0], 6), s[1])):
+    for s in sorted(states, key=lambda s: (round(s[0], 3), s[1])):
         if not kept or s[1] < kept[-1][1] - 1e-12:
             kept.append(s)
     return kept
@@ -123,7 +123,8 @@ def trace(name: str, problem: Problem, accuracy: ToyAccuracy, seed: int,
 
 def main() -> None:
     """Run every agent on every case and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--agents", default="uniform,random,tpe,nsga2,local-search")
@@ -143,8 +144,8 @@ def main() -> None:
         report(label, found, optima, marks)
 
 
-def report(label: str, found: dict[str, list[tuple[list[float], float, float, float]]], optima: list[float],
-           marks: list[int]) -> None:
+def report(label: str, found: dict[str, list[tuple[list[float], float, float, float]]],
+           optima: list[float], marks: list[int]) -> None:
     """Print one case: mean regret in points after each mark, ratio to random's, hypervolume, time."""
     regret = {n: [100 * float(np.mean([o - r[0][m - 1] for o, r in zip(optima, rows, strict=True)]))
                   for m in marks] for n, rows in found.items()}
