@@ -55,6 +55,7 @@ Verbose = Annotated[bool, _flag(OUTPUT, "A line for every evaluation.", "--verbo
 Out = Annotated[str | None, _option(OUTPUT, "Write to exactly this folder.", "DIR")]
 
 
+# Numbers are taken as text, so that the config judges them all and its messages show the value.
 def search_command(
     ctx: typer.Context,
     target: Target = None,
@@ -73,20 +74,20 @@ def search_command(
     max_drop: Annotated[
         str | None, _option(BUDGET, "Points; then the latency is minimised.", "POINTS")
     ] = None,
-    risk: Annotated[float | None, _option(BUDGET, "0.9 judges the latency's upper bound.", "SHARE")] = None,
+    risk: Annotated[str | None, _option(BUDGET, "0.9 judges the latency's upper bound.", "SHARE")] = None,
     methods: Annotated[str | None, _option(SPACE, "prune,quantize,factorize,depth; all.", "LIST")] = None,
     bits: Annotated[str | None, _option(SPACE, "Weight bits to choose from, such as 4,8.", "LIST")] = None,
-    min_keep: Annotated[float | None, _option(SPACE, "Smallest share of channels kept.", "SHARE")] = None,
+    min_keep: Annotated[str | None, _option(SPACE, "Smallest share of channels kept.", "SHARE")] = None,
     skip: Annotated[
         list[str] | None, _option(SPACE, "Layers left alone: 'head.*'; repeatable.", "GLOB")
     ] = None,
     strict: Annotated[bool, _flag(SPACE, "What cannot be compressed is an error.", "--strict")] = False,
     agent: Annotated[str | None, _option(SEARCH, "Who proposes: see `search agents`.", "NAME")] = None,
-    evaluations: Annotated[int | None, _option(SEARCH, "Policies to evaluate.", "N")] = None,
+    evaluations: Annotated[str | None, _option(SEARCH, "Policies to evaluate.", "N")] = None,
     timeout: Annotated[str | None, _option(SEARCH, "Search no longer than 10m.", "TIME")] = None,
     recover: Annotated[str | None, _option(SEARCH, "Short fine-tuning, 45s; 0 for none.", "TIME")] = None,
-    seed: Annotated[int | None, _option(SEARCH, "The same seed, the same search.", "N")] = None,
-    workers: Annotated[int | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
+    seed: Annotated[str | None, _option(SEARCH, "The same seed, the same search.", "N")] = None,
+    workers: Annotated[str | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
     threads: Threads = None,
     batch: Batch = None,
     measure: Annotated[str | None, _option(DEVICE, "never, final, front or active.", "WHEN")] = None,

@@ -298,10 +298,8 @@ def _line(word: str, text: str) -> list[str]:
 def render_prediction(found: Prediction) -> str:
     """What `search predict` prints: costs, then the kernels that take longest."""
     threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    head = [
-        f"target   {found['target']}, batch {found['batch']}, {threads}",
-        f"cost     {found['backing']}{'' if found['validated'] else ', unvalidated'}",
-    ]
+    head = _line("target", f"{found['target']}, batch {found['batch']}, {threads}")
+    head += _line("cost", found["backing"] + ("" if found["validated"] else ", unvalidated"))
     for name, number in found["costs"].items():
         shown = with_interval(number) if name == "latency_ms" else format_cost(name, number["value"])
         head += _line(COST_NAMES.get(name, name), f"{shown}  {number['source']}")

@@ -17,6 +17,10 @@ _RADIUS = {
     "front": 5.0,
     "picked": 7.0,
 }
+#: The three rows of the layer plot, in pixels from the top.
+MACS_TOP, MACS_HEIGHT = 20.0, 110.0
+KEPT_TOP, KEPT_HEIGHT = 162.0, 80.0
+BITS_TOP = 260.0
 _LEGEND = {
     "front": "Pareto front",
     "picked": "picked",
@@ -103,17 +107,19 @@ def draw_layers(bars: tuple[LayerBar, ...]) -> str:
     width = left + step * len(bars) + 12
     most = max((b.macs for b in bars), default=1.0) or 1.0
     parts = [
-        *_panel(left, width, 18, 110, "MACs", [(0.0, "0"), (1.0, format_macs(most))]),
-        *_panel(left, width, 148, 80, "kept", [(0.0, "0"), (0.5, "50 %"), (1.0, "100 %")]),
-        text(left - 6, 263, "bits", "end", "tick strong"),
+        *_panel(left, width, MACS_TOP, MACS_HEIGHT, "MACs", [(0.0, "0"), (1.0, format_macs(most))]),
+        *_panel(left, width, KEPT_TOP, KEPT_HEIGHT, "kept", [(0.0, "0"), (0.5, "50 %"), (1.0, "100 %")]),
+        text(left - 6, BITS_TOP + 17, "bits", "end", "tick strong"),
     ]
     for i, bar in enumerate(bars):
         x = left + step * i
         parts += _layer_column(bar, x, step, most)
-        middle, y = x + step / 2 + 4, 290.0
+        middle, y = x + step / 2 + 4, BITS_TOP + 44
         turned = f"rotate(-90 {number(middle)} {number(y)})"
         parts.append(text(middle, y, _short(bar.name), "end", "tick", transform=turned))
-    return drawing(max(width, 480), 290 + labels, parts, "per layer: MACs, channels and rank kept, bits")
+    return drawing(
+        max(width, 480), BITS_TOP + 44 + labels, parts, "per layer: MACs, channels and rank kept, bits"
+    )
 
 
 def _panel(
@@ -135,13 +141,14 @@ def _layer_column(bar: LayerBar, x: float, step: float, most: float) -> list[str
         said += f", {100 * bar.rank:.0f} % of the rank"
     parts = []
     for macs, kind in ((bar.macs, "ghost"), (bar.macs_after, "bar")):
-        height = 110 * macs / most
-        parts.append(_rect(x + gap, 128 - height, inner, height, kind, said))
-    parts.append(_rect(x + gap, 148, inner, 80, "ghost", said))
+        height = MACS_HEIGHT * macs / most
+        parts.append(_rect(x + gap, MACS_TOP + MACS_HEIGHT - height, inner, height, kind, said))
+    parts.append(_rect(x + gap, KEPT_TOP, inner, KEPT_HEIGHT, "ghost", said))
     if not bar.removed:
-        parts.append(_rect(x + gap, 228 - 80 * bar.keep, inner, 80 * bar.keep, "bar", said))
+        height = KEPT_HEIGHT * bar.keep
+        parts.append(_rect(x + gap, KEPT_TOP + KEPT_HEIGHT - height, inner, height, "bar", said))
         if bar.rank is not None:
-            y = 228 - 80 * bar.rank
+            y = KEPT_TOP + KEPT_HEIGHT * (1 - bar.rank)
             parts.append(tag("line", x1=x + gap, x2=x + gap + inner, y1=y, y2=y, class_="rank"))
     return [*parts, *_bits_tile(bar, x + gap, inner)]
 
@@ -155,9 +162,9 @@ def _bits_tile(bar: LayerBar, x: float, inner: float) -> list[str]:
         acts = "float" if bar.act_bits >= 32 else f"{bar.act_bits}-bit"
         words, kind = str(bar.weight_bits), "int8" if bar.weight_bits == 8 else "low"
         said = f"{bar.name}: {bar.weight_bits}-bit weights, {acts} activations"
-    tile = _rect(x, 246, inner, 26, f"tile {kind}", said)
+    tile = _rect(x, BITS_TOP, inner, 26, f"tile {kind}", said)
     ink = "tilet dark" if kind in ("none", "float") else "tilet"
-    return [tile, text(x + inner / 2, 263, words, "middle", ink)] if inner >= 13 else [tile]
+    return [tile, text(x + inner / 2, BITS_TOP + 17, words, "middle", ink)] if inner >= 13 else [tile]
 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str, said: str = "") -> str:
