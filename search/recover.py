@@ -43,9 +43,13 @@ _CLASSIFYING = frozenset({"top1", "top5", "teacher_agreement"})
 
 @dataclass(frozen=True)
 class Recovered:
-    """The best checkpoint of a recovery; ``before`` and ``after`` are validation metric values."""
+    """The best checkpoint of a recovery; ``before`` and ``after`` are validation metric values.
+
+    ``floats`` are the float network's weights it came from, to go on from there.
+    """
 
     compressed: Compressed
+    floats: Mapping[str, Tensor]
     before: float
     after: float
     steps: int
@@ -70,24 +74,27 @@ def recover(
     seconds: float,
     seed: int = 0,
     stop: threading.Event | None = None,
+    floats: Mapping[str, Tensor] | None = None,
 ) -> Recovered:
     """Train one policy's network for about ``seconds``; never returns worse than it started with.
 
-    Batches come from ``task.batches(seed, 64)``; labels are used only where the task has a loss.
+    Batches come from ``task.batches(seed, 64)``; labels are used only where the task has a loss. With
+    ``floats`` of an earlier recovery of the same policy it goes on from there.
     """
     start = time.perf_counter()
-    weights = reduced(network, policy)
+    weights = dict(floats) if floats is not None else reduced(network, policy)
     best = finish(network, policy, numerics, weights)
     before = after = _value(task, best)
     few_bits = any(b < 8 for b in (*policy.weight_bits.values(), *policy.act_bits.values()))
     trainer = _Trainer(task, network, seed, stop)
     first = _float_stage(network, policy, numerics, weights)
     steps, best, after = trainer.train(first, seconds * (0.6 if few_bits else 1.0), best, after)
+    learned = {k: v.detach() for k, v in first.leaves.items()} if steps and after != before else weights
     if few_bits:
         second = _rounded_stage(network, policy, numerics, first.leaves, best)
         more, best, after = trainer.train(second, seconds * 0.4, best, after)
         steps += more
-    return Recovered(best, before, after, steps, time.perf_counter() - start)
+    return Recovered(best, learned, before, after, steps, time.perf_counter() - start)
 
 
 def _value(task: Task, compressed: Compressed) -> float:

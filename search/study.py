@@ -6,31 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from agents.contract import Agent, Outcome, Problem, Suggestion
 from agents.pareto import best, front
 
+from .console import Progress
 from .evaluate import Evaluator, Finished, Job
 from .journal import Journal, Record
-
-
-class Progress(Protocol):
-    """What shows a search to a person; the engine calls it, the command line draws it."""
-
-    def start(self, total: int) -> None:
-        """A search of ``total`` evaluations begins."""
-
-    def update(
-        self, done: int, outcome: Outcome, best: Outcome | None, front_size: int, feasible: float
-    ) -> None:
-        """One evaluation ended; ``feasible`` is the share of evaluations that held the budget."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-    def close(self) -> None:
-        """The search ended."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +130,7 @@ class Study:
             at = best(found, self.problem)
             feasible = sum(e.outcome.feasible for e in self.entries) / len(self.entries)
             progress.update(
-                len(self.entries),
-                outcome,
-                None if at is None else found[at],
-                len(front(found, self.problem)),
-                feasible,
+                outcome, None if at is None else found[at], len(front(found, self.problem)), feasible
             )
 
 

@@ -1,0 +1,138 @@
+"""From outcomes to networks worth delivering: a shortlist, a short recovery, one pick."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from agents.contract import Outcome
+from agents.pareto import best, usable
+from compressors.apply import compress
+from compressors.compressed import Compressed
+
+from .console import Progress
+from .score import Score, interval, score_compressed
+from .setup import Setup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: How many policies are recovered, and the least time each must get.
+SHORTLIST = 3
+LEAST_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One policy as a network: what it scored in the search and what it scores now."""
+
+    searched: Outcome
+    compressed: Compressed
+    score: Score
+    recovered: bool
+    floats: Mapping[str, Tensor] | None = None
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        """The searched outcome with today's score."""
+        return replace(
+            self.searched,
+            accuracy=self.score.value,
+            accuracy_std=self.score.std,
+            accuracy_low=self.score.low,
+            accuracy_high=self.score.high,
+            stopped_early=False,
+        )
+
+
+def shortlist(setup: Setup, outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
+    """The ``count`` best policies that hold the budget, by the metric, then by latency; no policy twice.
+
+    Under ``max_drop`` policies that break only the drop may be recovered into it: they follow, nearest first.
+    """
+    problem = setup.problem
+    seen: set[str] = set()
+    unique = [o for o in outcomes if not (o.policy.digest in seen or seen.add(o.policy.digest))]  # type: ignore[func-returns-value]
+    scored = [o for o in unique if o.accuracy is not None and not setup.budget.why_not(o.costs)]
+    if problem.objective == "latency":
+        holding = sorted((o for o in scored if usable(o) and o.feasible), key=lambda o: o.costs["latency_ms"])
+        near = sorted((o for o in scored if not o.feasible), key=lambda o: problem.drop(o.accuracy or 0.0))
+        return [*near[: max(0, count - 1)], *holding[:1]] if near and holding else [*holding, *near][:count]
+    whole = [o for o in scored if not o.stopped_early] or scored
+    return sorted(whole, key=lambda o: (-problem.gain(o.accuracy or 0.0), o.costs["latency_ms"]))[:count]
+
+
+def score_now(setup: Setup, compressed: Compressed) -> Score:
+    """A compressed network's metric on the whole validation set."""
+    scores = score_compressed(compressed, setup.task.validation, setup.task.metric)
+    return Score(*interval(scores), len(scores), 0.0)
+
+
+def recover_candidates(
+    setup: Setup, chosen: Sequence[Outcome], seconds: float, progress: Progress, stop: threading.Event | None
+) -> list[Candidate]:
+    """Networks of the shortlist, recovered: half of the time shared by all, the other half for the best."""
+    plain = [_plain(setup, o) for o in chosen]
+    if seconds <= 0 or not plain:
+        return plain
+    rounds = plain[: max(1, int(seconds / 2 // LEAST_SECONDS))]
+    rest = plain[len(rounds) :]
+    share = seconds if len(rounds) == 1 else seconds / 2 / len(rounds)
+    recovered = []
+    for i, c in enumerate(rounds):
+        progress.note(f"recover  {i + 1}/{len(rounds)}: {share:.0f} s of distillation")
+        recovered.append(_recover(setup, c, share, stop))
+    if len(rounds) > 1:
+        at = pick(setup, recovered)
+        progress.note(f"recover  the best goes on for {seconds / 2:.0f} s")
+        recovered[at] = _recover(setup, recovered[at], seconds / 2, stop)
+    return [*recovered, *rest]
+
+
+def pick(setup: Setup, candidates: Sequence[Candidate]) -> int:
+    """Position of the candidate to deliver, by today's score."""
+    problem = setup.problem
+    outcomes = []
+    for c in candidates:
+        why = setup.budget.why_not(c.outcome.costs)
+        holds = not why and problem.holds_drop(c.score.value)
+        outcomes.append(replace(c.outcome, feasible=holds, why=why))
+    at = best(outcomes, problem)
+    if at is not None:
+        return at
+    return max(range(len(candidates)), key=lambda i: problem.gain(candidates[i].score.value))
+
+
+def _plain(setup: Setup, outcome: Outcome) -> Candidate:
+    compressed = compress(setup.scorer.network, outcome.policy, setup.scorer.numerics)
+    return Candidate(outcome, compressed, score_now(setup, compressed), False)
+
+
+def _recover(setup: Setup, candidate: Candidate, seconds: float, stop: threading.Event | None) -> Candidate:
+    from .recover import recover
+
+    done = recover(
+        setup.task,
+        setup.scorer.network,
+        candidate.searched.policy,
+        setup.scorer.numerics,
+        seconds,
+        setup.config.seed,
+        stop,
+        candidate.floats,
+    )
+    better = setup.problem.gain(done.after) >= setup.problem.gain(candidate.score.value)
+    compressed = done.compressed if better else candidate.compressed
+    return Candidate(
+        candidate.searched,
+        compressed,
+        score_now(setup, compressed),
+        candidate.recovered or (better and done.steps > 0),
+        done.floats,
+        candidate.steps + done.steps,
+        candidate.seconds + done.seconds,
+    )

@@ -1,0 +1,208 @@
+"""What is done with results and single networks: predict, apply, measure, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressors.apply import compress
+from compressors.policy import ResolvedPolicy
+from hw_profiles.predictor import Predictor
+from hw_profiles.target import load_target
+
+from . import summary
+from .candidates import Candidate, score_now
+from .config import RunConfig, make_config, read_yaml
+from .errors import InputError
+from .export_onnx import export_model
+from .kernels_found import compare, read_kernels
+from .results import Applied, KernelTime, Measurement, Prediction, Timing, read_results
+from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim
+from .setup import Setup, load_setup
+from .stored import from_file
+from .verify import verify
+
+if TYPE_CHECKING:
+    from compressors.compressed import Compressed
+
+
+def predict(onnx: Path, target: str, threads: int | None = None, batch: int | None = None) -> Prediction:
+    """Price any ONNX file on a target. Raises InputError, target and lowering errors."""
+    from .lowering_onnx import predict_onnx
+
+    if not onnx.is_file():
+        raise InputError(f"there is no file {str(onnx)!r}.")
+    device = load_target(target)
+    predictor = Predictor(device, threads)
+    found, memory, size = predict_onnx(onnx, device, batch or device.default_batch)
+    prediction = predictor.predict(found)
+    costs = {
+        "latency_ms": float(prediction.latency_ms[0]),
+        "latency_low_ms": float(prediction.low_ms[0]),
+        "latency_high_ms": float(prediction.high_ms[0]),
+        "memory_bytes": memory,
+        "size_bytes": size,
+        "macs": float(found.macs().sum()) / (batch or device.default_batch),
+    }
+    if prediction.energy_mj is not None:
+        costs["energy_mj"] = float(prediction.energy_mj[0])
+    kernels = [
+        KernelTime(kernel=k.op, precision=k.precision, latency_ms=float(ms), layer=k.layer or None)
+        for k, ms in zip(found.kinds, prediction.kernel_ms[0], strict=True)
+    ]
+    return Prediction(
+        onnx=str(onnx),
+        target=device.name,
+        threads=predictor.threads or 1,
+        batch=batch or device.default_batch,
+        costs=summary.numbers(costs),
+        confidence=summary.CONFIDENCE,
+        backing=prediction.backing,
+        validated=device.validation.status == "validated",
+        kernels=kernels,
+        unknown=list(prediction.unknown),
+    )
+
+
+def read_policy(path: Path) -> ResolvedPolicy:
+    """A policy file, checked. Raises InputError, PolicyError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise InputError(f"cannot read {str(path)!r}: {problem.strerror}.") from problem
+    except ValueError as problem:
+        raise InputError(f"{str(path)!r} is not JSON: {problem}.") from problem
+    return ResolvedPolicy.from_dict(document)
+
+
+def apply_policy(policy: Path, config: RunConfig, out: Path) -> Applied:
+    """Make a network from its policy alone, export and verify it. Raises PolicyError when it does not fit."""
+    resolved = read_policy(policy)
+    setup = load_setup(config)
+    setup.space.check(resolved)
+    folder = RunFolder(claim(out, again=True))
+    compressed = compress(setup.scorer.network, resolved, setup.scorer.numerics)
+    return _apply(setup, compressed, folder)
+
+
+def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
+    from agents.contract import Outcome
+
+    from .deliver import write_files
+
+    model = export_model(compressed)
+    proof = verify(compressed, model, setup.task.validation.inputs)
+    score = score_now(setup, compressed)
+    costs = setup.priced(compressed.policy)
+    outcome = Outcome(compressed.policy, score.value, costs)
+    events = []
+    if setup.target.runtime.templates != "rules":
+        priced = setup.lowering.kernels([compressed.policy])[0][1].row(0)
+        events = [
+            {"kind": "kernels", "text": str(d)}
+            for d in compare(priced, read_kernels(model, setup.target.runtime.templates))
+        ]
+    files = write_files(folder, Candidate(outcome, compressed, score, False), model)
+    return Applied(
+        digest=compressed.policy.digest,
+        costs=summary.numbers(costs),
+        validation=summary.score_facts(score),
+        verification=proof.facts(),
+        metric=setup.task.metric.name,
+        metric_unit=setup.task.metric.unit,
+        events=events,
+        files=files,
+    )  # type: ignore[typeddict-item]
+
+
+def export_point(run: Path, number: int, out: Path | None) -> tuple[Applied, Path]:
+    """Export point ``number`` of a run's front into ``out``, by default a folder of the run's."""
+    folder = RunFolder(run)
+    results = read_results(folder.results)
+    point = next((p for p in results["points"] if p["number"] == number), None)
+    if point is None:
+        raise InputError(f"run {folder.id} has no point {number}.", f"It has 1 to {len(results['points'])}.")
+    setup = load_setup(make_config({**read_yaml(folder.config), "target": results["target"]["name"]}))
+    resolved = ResolvedPolicy.from_dict(point.get("policy"))
+    where = out if out is not None else run / f"point-{number}"
+    target = RunFolder(claim(where, again=True))
+    stored = folder.file(WEIGHTS)
+    if point["picked"] and stored.is_file():
+        compressed = from_file(stored, setup.scorer.network, setup.scorer.numerics)
+    else:
+        compressed = compress(setup.scorer.network, resolved, setup.scorer.numerics)
+    return _apply(setup, compressed, target), where
+
+
+def measure_run(what: str, threads: int | None = None, batch: int | None = None) -> Measurement:
+    """Time a run's networks (uncompressed, all-integer, delivered), or one ONNX file, on this machine."""
+    from hw_profiles.measure import measure_latency
+
+    path = Path(what)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise InputError(f"there is no file {what!r}.")
+        names, models, predicted = [path.name], [path.read_bytes()], [None]
+        inputs: list[Any] = [None]
+        count = threads or 1
+    else:
+        names, models, predicted, inputs, count = _of_run(RunFolder.find(what), threads, batch)
+    found = measure_latency(models, inputs, threads=count, repeats=200, rounds=8, memory=True)
+    rows = [
+        Timing(
+            name=n,
+            load_ms=m.load_ms,
+            p50_ms=m.wall_p50_ms,
+            p95_ms=m.wall_p95_ms,
+            min_cpu_ms=m.cpu_min_ms if m.cpu_min_ms is not None else m.wall_min_ms,
+            memory_bytes=m.peak_memory_bytes,
+            predicted_ms=p,
+        )
+        for n, m, p in zip(names, found, predicted, strict=True)
+    ]
+    import onnxruntime
+
+    unstable = next((m for m in found if not m.stable), None)
+    document = Measurement(
+        runtime=f"onnxruntime {onnxruntime.__version__}",
+        threads=count,
+        batch=batch or 1,
+        repeats=200,
+        stable=unstable is None,
+        networks=rows,
+    )
+    if unstable is not None:
+        document["why"] = unstable.why
+    return document
+
+
+def _of_run(
+    folder: RunFolder, threads: int | None, batch: int | None
+) -> tuple[list[str], list[bytes], list[float | None], list[Any], int]:
+    results = read_results(folder.results)
+    model = folder.file(MODEL)
+    if not model.is_file():
+        raise InputError(f"run {folder.id} holds no {MODEL}.", f"Finish it with --resume {folder.path}.")
+    setup = load_setup(make_config({**read_yaml(folder.file(CONFIG)), "target": results["target"]["name"]}))
+    space = setup.space
+    int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
+    network, numerics = setup.scorer.network, setup.scorer.numerics
+    models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
+    here = results["target"]["name"] == "local"
+    policy = read_policy(folder.file(POLICY))
+    predicted = [setup.priced(p)["latency_ms"] if here else None for p in (setup.base_policy, int8, policy)]
+    feed = {
+        name: x[:1].expand(batch or 1, *x.shape[1:]).contiguous().numpy()
+        for name, x in zip(space.structure.graph.inputs, setup.task.example, strict=True)
+    }
+    return (
+        ["uncompressed", "all-integer", folder.id],
+        [*models, model.read_bytes()],
+        predicted,
+        [feed] * 3,
+        threads or 1,
+    )
+
+
+__all__ = ["apply_policy", "export_point", "measure_run", "predict", "read_policy"]

@@ -1,0 +1,120 @@
+"""Export of the chosen network, with proof: verified answers, kernels found against kernels priced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import summary
+from .candidates import Candidate
+from .export_onnx import export_model
+from .kernels_found import compare, read_kernels
+from .results import Results, Verification
+from .runfolder import MODEL, POLICY, WEIGHTS, RunFolder
+from .score import Score, interval, score_compressed
+from .setup import Setup
+from .stored import to_bytes
+from .timing import Stopwatch, is_here, measure_models
+from .verify import verify
+
+if TYPE_CHECKING:
+    from hw_profiles.measure import Measurement
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The delivered candidate, what the runtime said of it, and the files written."""
+
+    candidate: Candidate
+    verification: Verification
+    test: Score | None
+    base_test: Score | None
+    files: list[str]
+    timings: dict[str, Measurement] = field(default_factory=dict)
+
+    def into(self, results: Results) -> None:
+        """Enter verification, test scores, measured latencies and files into the document."""
+        results["verification"] = self.verification
+        results["files"] = self.files
+        point = next(p for p in results["points"] if p["picked"])
+        if self.test is not None:
+            point["test"] = summary.score_facts(self.test)
+        if self.base_test is not None:
+            results["base"]["test"] = summary.score_facts(self.base_test)
+        for name, found in self.timings.items():
+            entry = {"base": results["base"], "picked": point, "int8": results.get("plain_int8")}.get(name)
+            if entry is not None:
+                entry["measured"] = summary.measured(found.latency_ms, found.load_ms)
+
+
+def deliver(
+    setup: Setup, candidate: Candidate, folder: RunFolder, watch: Stopwatch, event: Callable[..., None]
+) -> Delivered:
+    """Write a candidate's files after it has been verified in onnxruntime on the whole validation set.
+
+    Raises VerificationError when answers or kernels are not the policy's: nothing is then called final.
+    """
+    model = export_model(candidate.compressed)
+    task = setup.task
+    proof = verify(candidate.compressed, model, task.validation.inputs)
+    _check_kernels(setup, candidate, model, event)
+    timings = _timed(setup, candidate, model, watch)
+    files = write_files(folder, candidate, model)
+    test = base_test = None
+    if task.test is not None:
+        scores = score_compressed(candidate.compressed, task.test, task.metric)
+        test = Score(*interval(scores), len(scores), 0.0)
+        base_test = _base_test(setup)
+    return Delivered(candidate, proof.facts(), test, base_test, files, timings)
+
+
+def write_files(folder: RunFolder, candidate: Candidate, model: bytes) -> list[str]:
+    """model.onnx, policy.json, weights.safetensors; each appears whole or not at all."""
+    folder.write(MODEL, model)
+    folder.write(POLICY, candidate.compressed.policy.to_json() + "\n")
+    folder.write(WEIGHTS, to_bytes(candidate.compressed))
+    return [MODEL, POLICY, WEIGHTS]
+
+
+def _check_kernels(setup: Setup, candidate: Candidate, model: bytes, event: Callable[..., None]) -> None:
+    """Compare the kernels priced with those in the final file; learn what differs and price again."""
+    if setup.target.runtime.templates == "rules":
+        return
+    policy = candidate.compressed.policy
+    priced = setup.lowering.kernels([policy])[0][1].row(0)
+    differences = compare(priced, read_kernels(model, setup.target.runtime.templates))
+    if not differences:
+        return
+    before = setup.priced(policy)["latency_ms"]
+    setup.lowering.learn(policy, model)
+    after = setup.priced(policy)["latency_ms"]
+    event(
+        "kernels",
+        f"{len(differences)} kernels of the file are not those priced ({differences[0]}); "
+        f"priced again: {before:.3f} ms → {after:.3f} ms",
+    )
+
+
+def _timed(setup: Setup, candidate: Candidate, model: bytes, watch: Stopwatch) -> dict[str, Measurement]:
+    """The delivered file beside the uncompressed and the all-integer one, interleaved, on this machine."""
+    if not is_here(setup) or setup.config.measure == "never":
+        return {}
+    from compressors.apply import compress
+
+    network, numerics = setup.scorer.network, setup.scorer.numerics
+    space = setup.space
+    int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
+    models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
+    base, integer, own = measure_models(setup, [*models, model])
+    return {"base": base, "int8": integer, "picked": own}
+
+
+def _base_test(setup: Setup) -> Score:
+    from .task import score_network
+
+    task = setup.task
+    if task.test is None:
+        raise ValueError("the task has no test data")
+    scores = score_network(task, task.network, task.test)
+    return Score(*interval(scores), len(scores), 0.0)

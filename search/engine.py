@@ -1,0 +1,432 @@
+"""What the command line and Python callers run: a search, and what is done with its results.
+
+import search
+result = search.run(task, target="raspberry-pi", max_latency="0.5x")
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.contract import Outcome, Suggestion
+from agents.registry import make_agent
+from agents.repair import require_feasible
+from compressors.policy import ResolvedPolicy
+
+from . import summary
+from .candidates import SHORTLIST, Candidate, pick, recover_candidates, shortlist
+from .commands import apply_policy, export_point, measure_run, predict
+from .console import Progress, Silent, header_lines
+from .deliver import Delivered, deliver
+from .errors import InfeasibleError, ResumeError
+from .evaluate import make_evaluator
+from .journal import Journal
+from .results import Event, Point, Results, RunFacts
+from .runfolder import CONFIG, ENV, FRONT, RESULTS, RunFolder, environment
+from .setup import Setup, load_setup
+from .study import Study, outcome_of, repriced
+from .timing import Stopwatch, first_policies, is_here
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .task import Task
+
+#: Networks of the front that are timed between search and recovery, and how often the search may go on.
+TIMED = 6
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found: its folder and the document everything is drawn from."""
+
+    folder: Path
+    results: Results
+
+    @property
+    def best(self) -> Point | None:
+        """The point that was picked, None when the search was interrupted before."""
+        return next((p for p in self.results["points"] if p["picked"]), None)
+
+    @property
+    def front(self) -> list[Point]:
+        """All points of the Pareto front."""
+        return self.results["points"]
+
+    def export(self, folder: str | Path, point: int | None = None) -> Path:
+        """Write a point's files (the picked one's by default) into a folder; returns it."""
+        number = point if point is not None else self.results.get("picked")
+        if number is None:
+            raise ResumeError(f"run {self.folder} has no point to export yet; resume it first.")
+        return export_point(self.folder, number, Path(folder))[1]
+
+
+@dataclass
+class _Run:
+    """One run under way."""
+
+    setup: Setup
+    folder: RunFolder
+    journal: Journal
+    progress: Progress
+    stop: threading.Event | None
+    facts: RunFacts
+    watch: Stopwatch
+    events: list[Event] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def event(self, kind: str, text: str, **more: Any) -> None:
+        """Journal something that turned out otherwise, and tell."""
+        self.journal.append("event", {"kind": kind, "text": text, **more})
+        self.events.append(Event(kind=kind, text=text))
+        self.progress.note(f"event    {text}")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self.stop is not None and self.stop.is_set()
+
+
+def run(
+    config: RunConfig,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    task: Task | None = None,
+) -> RunResult:
+    """Search one target: baselines, study, recovery, export, verification, report.
+
+    Raises the package's errors; with ``stop`` set the run ends after the evaluation in flight and its
+    folder can be resumed.
+    """
+    started = time.perf_counter()
+    show = progress if progress is not None else Silent()
+    setup = load_setup(config, task)
+    if not (config.measure == "never" or is_here(setup)):
+        require_feasible(setup.problem)
+    folder, journal = _opened(setup)
+    facts = _facts(setup, folder)
+    watch = Stopwatch(setup, journal)
+    this = _Run(setup, folder, journal, show, stop, facts, watch, timings=setup.timings)
+    with journal:
+        if config.resume is None:
+            folder.write(CONFIG, config.to_yaml())
+            folder.write_json(ENV, environment(setup.lowering.predictor.threads))
+        watch.restore()
+        _time_first(this)
+        require_feasible(setup.problem)
+        backing = _backing(setup)
+        show.header(header_lines(summary.document(setup, facts, None, backing)))
+        study, baselines = _study(this)
+        _search(this, study, config.evaluations)
+        candidates: list[Candidate] = []
+        delivered: Delivered | None = None
+        if not this.stopped and not config.dry_run:
+            candidates = _candidates(this, study)
+        if candidates and not this.stopped:
+            delivered = _delivered(this, candidates)
+        results = _results(this, study, baselines, candidates, delivered, started)
+        _written(this, results)
+    return RunResult(folder.path, results)
+
+
+def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
+    config = setup.config
+    header = {
+        "config": config.model_dump(mode="json"),
+        "network": setup.space.structure.graph.digest,
+        "numerics": setup.scorer.numerics.key,
+        "base": setup.base_score.value,
+        "seed": config.seed,
+    }
+    if config.resume is None:
+        folder = RunFolder.create(setup.target.name, None if config.out is None else Path(config.out))
+        return folder, Journal.create(folder.journal, header)
+    folder = RunFolder.find(config.resume)
+    journal = Journal.open(folder.journal)
+    for key in ("network", "numerics", "seed"):
+        if journal.header.get(key) != header[key]:
+            journal.close()
+            raise ResumeError(
+                f"cannot resume {folder.id}: its {key} was {journal.header.get(key)!r}, "
+                f"now it is {header[key]!r}.",
+                "Start anew, with --warm-start if it helps.",
+            )
+    return folder, journal
+
+
+def _facts(setup: Setup, folder: RunFolder) -> RunFacts:
+    from importlib import metadata
+
+    from .runfolder import cpu_model
+
+    versions = {p: v for p, v in environment()["packages"].items() if v is not None}
+    return RunFacts(
+        id=folder.id,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S"),
+        version=metadata.version("tailorbird"),
+        seed=setup.config.seed,
+        state="complete",
+        command=["search", *sys.argv[1:]],
+        versions=versions,
+        cpu=cpu_model(),
+    )
+
+
+def _time_first(this: _Run) -> None:
+    """Where the target is this machine, correct the prices before anything is searched."""
+    if is_here(this.setup) and this.setup.config.measure != "never":
+        start = time.perf_counter()
+        this.watch.time(first_policies(this.setup))
+        this.timings["measure"] = time.perf_counter() - start
+
+
+def _backing(setup: Setup) -> str:
+    batch = setup.lowering.kernels([setup.base_policy])[0][1]
+    return setup.lowering.predictor.predict(batch).backing
+
+
+# -- the study
+
+
+def _study(this: _Run) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]]:
+    """The study with its baselines scored and, when resumed, its journal taken up."""
+    setup = this.setup
+    from .evaluate import Finished, Job
+
+    workers = setup.config.workers
+    agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
+    study = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, workers), this.journal)
+    space = setup.space
+    bits = max(space.abilities.act_bits, default=None)
+    found: dict[str, tuple[ResolvedPolicy, Outcome]] = {}
+    start = time.perf_counter()
+    for i, (name, proposal) in enumerate(
+        (("int8", space.uniform(1.0, bits)), ("uniform", space.uniform(0.5, bits)))
+    ):
+        policy = space.resolve(proposal)
+        score = setup.scorer.score(policy)
+        outcome = outcome_of(setup.problem, Finished(Job(-1 - i, policy), score))
+        found[name] = (policy, outcome)
+        if outcome.feasible:
+            point = tuple(float(x) for x in space.encode(proposal))
+            study.learn(Suggestion(-1 - i, point, policy, f"baseline: {name}"), outcome)
+    this.timings["baselines"] = time.perf_counter() - start
+    if setup.config.warm_start is not None:
+        _warm(this, study)
+    study.restore(this.journal.records)
+    return study, found
+
+
+def _warm(this: _Run, study: Study) -> None:
+    """Learn what an earlier run evaluated, repriced for this one; runs of other networks are refused."""
+    old = RunFolder.find(this.setup.config.warm_start or "")
+    records = Journal.read(old.journal)
+    header = records[0].data
+    mine = (this.setup.space.structure.graph.digest, this.setup.scorer.numerics.key)
+    if (header.get("network"), header.get("numerics")) != mine:
+        raise ResumeError(f"cannot warm-start from {old.id}: it is of another network or other numerics.")
+    waiting = {}
+    number = -1000
+    for r in records:
+        if r.kind == "suggested":
+            s = Suggestion.from_dict(r.data["suggestion"])
+            waiting[s.number] = s
+        elif r.kind == "evaluated":
+            s = waiting[int(r.data["number"])]
+            outcome = repriced(this.setup.problem, [Outcome.from_dict(r.data["outcome"])])[0]
+            if outcome.feasible and len(s.point) == this.setup.space.dimension:
+                study.learn(Suggestion(number, s.point, s.policy, f"from {old.id}"), outcome)
+                number -= 1
+
+
+def _search(this: _Run, study: Study, evaluations: int) -> None:
+    start = time.perf_counter()
+    this.progress.start(evaluations, len(study.entries), this.setup.task.metric.unit)
+    config = this.setup.config
+    total = 1 if config.dry_run else evaluations
+    with study.evaluator:
+        study.run(total, config.timeout_seconds, this.stop, this.progress)
+    this.progress.close()
+    if this.stopped:
+        this.journal.append("interrupted", {"evaluated": len(study.entries)})
+    elif study.exhausted and len(study.entries) < total:
+        this.progress.note(f"the agent has nothing new after {len(study.entries)} evaluations")
+    this.timings["search"] = this.timings.get("search", 0.0) + time.perf_counter() - start
+
+
+def _more(this: _Run, study: Study) -> Study:
+    """Go on searching under corrected prices: a fresh agent learns all outcomes anew."""
+    setup = this.setup
+    agent = make_agent(setup.config.agent, setup.problem, setup.config.seed + 1)
+    study.problem = setup.problem
+    known = [*study.known, *study.entries]
+    fresh = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, setup.config.workers), None)
+    again = repriced(setup.problem, [e.outcome for e in known])
+    for i, (entry, outcome) in enumerate(zip(known, again, strict=True)):
+        if outcome.feasible and outcome.accuracy is not None:
+            s = entry.suggestion
+            fresh.learn(Suggestion(-1 - i, s.point, s.policy, s.origin), outcome)
+        else:
+            fresh.known.append(type(entry)(entry.suggestion, outcome))
+    _search(this, fresh, max(10, setup.config.evaluations // 4))
+    fresh.entries = [*(e for e in study.entries), *fresh.entries]
+    known_digests = {e.outcome.policy.digest for e in fresh.entries}
+    fresh.known = [e for e in fresh.known if e.outcome.policy.digest not in known_digests]
+    return fresh
+
+
+# -- candidates
+
+
+def _candidates(this: _Run, study: Study) -> list[Candidate]:
+    """The shortlist, timed where the target is at hand, then recovered."""
+    setup, config = this.setup, this.setup.config
+    chosen = _timed_shortlist(this, study)
+    if not chosen:
+        raise InfeasibleError(
+            "no evaluated policy holds the budget; the search was too short.",
+            f"Go on with --resume {this.folder.path} --evaluations {2 * config.evaluations}.",
+        )
+    start = time.perf_counter()
+    found = recover_candidates(setup, chosen, config.recover_seconds, this.progress, this.stop)
+    for c in found:
+        this.journal.append(
+            "recovered",
+            {
+                "policy": c.searched.policy.digest,
+                "before": c.searched.accuracy,
+                "after": c.score.value,
+                "steps": c.steps,
+                "seconds": c.seconds,
+            },
+        )
+    this.timings["recover"] = time.perf_counter() - start
+    return found
+
+
+def _timed_shortlist(this: _Run, study: Study) -> list[Outcome]:
+    setup = this.setup
+    if not is_here(setup) or setup.config.measure == "never":
+        return shortlist(setup, study.outcomes, SHORTLIST)
+    for _ in range(ROUNDS):
+        ranked = shortlist(setup, repriced(setup.problem, study.outcomes), TIMED)
+        this.watch.time([o.policy for o in ranked])
+        holding = [o for o in ranked if this.watch.holds(o.policy)]
+        if holding or this.stopped:
+            return holding[:SHORTLIST]
+        this.event(
+            "budget",
+            f"none of {len(ranked)} predicted to hold {this.watch.limit_ms:.3f} ms does so when "
+            "measured; prices corrected, the search goes on",
+        )
+        extra = _more(this, study)
+        study.entries, study.known, study.problem = extra.entries, extra.known, extra.problem
+    return []
+
+
+def _delivered(this: _Run, candidates: list[Candidate]) -> Delivered:
+    start = time.perf_counter()
+    at = pick(this.setup, candidates)
+    found = deliver(this.setup, candidates[at], this.folder, this.watch, this.event)
+    this.journal.append("exported", {"policy": found.candidate.searched.policy.digest, "files": found.files})
+    this.timings["export"] = time.perf_counter() - start
+    return found
+
+
+# -- what is written
+
+
+def _results(
+    this: _Run,
+    study: Study,
+    baselines: dict[str, tuple[ResolvedPolicy, Outcome]],
+    candidates: Sequence[Candidate],
+    delivered: Delivered | None,
+    started: float,
+) -> Results:
+    setup = this.setup
+    backing = _backing(setup)
+    study.problem = setup.problem
+    results = summary.document(setup, this.facts, study, backing)
+    for e, o in zip(study.entries, repriced(setup.problem, [e.outcome for e in study.entries]), strict=True):
+        object.__setattr__(e, "outcome", o)
+    picked = None if delivered is None else delivered.candidate
+    results["points"] = summary.points(setup, study, candidates, picked)
+    results["picked"] = next((p["number"] for p in results["points"] if p["picked"]), None)
+    results["kernels"] = summary.kernel_times(setup, setup.base_policy)
+    for name, (policy, outcome) in baselines.items():
+        entry = summary.network(setup, "int8" if name == "int8" else "uniform 0.5 + int8", policy, None)
+        entry["validation"] = {
+            "value": outcome.accuracy or 0.0,
+            "samples": len(setup.task.validation),
+            "low": outcome.accuracy_low,
+            "high": outcome.accuracy_high,
+        }
+        entry["drop"] = setup.problem.drop(outcome.accuracy or 0.0)
+        if name == "int8":
+            results["plain_int8"] = entry
+        else:
+            results["uniform"] = [entry]
+    results["steps"] = [
+        {
+            "number": e.suggestion.number,
+            "accuracy": e.outcome.accuracy,
+            "latency_ms": e.outcome.costs["latency_ms"],
+            "feasible": e.outcome.feasible,
+            "origin": e.suggestion.origin,
+        }
+        for e in study.entries
+    ]
+    results["events"] = this.events
+    results["notes"] = [{"subject": s, "reason": r} for s, r in setup.space.structure.notes]
+    if delivered is not None:
+        delivered.into(results)
+    if this.stopped:
+        results["run"]["state"] = "interrupted"
+    this.timings["total"] = time.perf_counter() - started
+    results["timings"] = {k: round(v, 2) for k, v in this.timings.items()}
+    return results
+
+
+def _written(this: _Run, results: Results) -> None:
+    folder = this.folder
+    results["files"] = sorted({*results.get("files", []), RESULTS, FRONT, CONFIG, ENV})
+    rows = [
+        {
+            "number": p["number"],
+            "picked": p["picked"],
+            "metric": (p.get("validation") or {}).get("value"),
+            "drop": p.get("drop"),
+            **{k: n["value"] for k, n in p["costs"].items()},
+            "digest": p["digest"],
+        }
+        for p in results["points"]
+    ]
+    columns = [
+        "number",
+        "picked",
+        "metric",
+        "drop",
+        "latency_ms",
+        "size_bytes",
+        "memory_bytes",
+        "energy_mj",
+        "macs",
+        "digest",
+    ]
+    folder.write_csv(FRONT, columns, rows)
+    folder.write_json(RESULTS, results)
+    from .report import write_report
+
+    path = write_report(folder.path)
+    results["files"] = sorted({*results["files"], path.name})
+    folder.write_json(RESULTS, results)
+
+
+__all__ = ["RunResult", "apply_policy", "export_point", "measure_run", "predict", "run"]

@@ -1,0 +1,137 @@
+"""Everything a search needs, resolved from its configuration before anything is paid for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.contract import Budget, Problem
+from compressors.policy import ResolvedPolicy
+from compressors.space import PolicySpace
+from hw_profiles.predictor import Predictor
+from hw_profiles.target import Target, load_target
+
+from .abilities import abilities_of
+from .errors import InputError
+from .lowering import Lowering
+from .score import Score, Scorer, interval
+from .study import priced
+from .task import Task, load_task, score_network
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+
+@dataclass
+class Setup:
+    """One problem, ready to be searched. Prices change when measurements correct the predictor."""
+
+    config: RunConfig
+    task: Task
+    target: Target
+    scorer: Scorer
+    space: PolicySpace
+    lowering: Lowering
+    base_policy: ResolvedPolicy
+    base_costs: dict[str, float]
+    base_score: Score
+    budget: Budget
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem as agents see it, with today's prices."""
+        return Problem(
+            space=self.space,
+            budget=self.budget,
+            costs=self.costs,
+            base_accuracy=self.base_score.value,
+            higher_is_better=self.task.metric.higher_is_better,
+            objective=self.config.objective,
+            evaluations=self.config.evaluations,
+        )
+
+    def costs(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
+        """Prices of many policies; with a risk, ``latency_high_ms`` is the bound at that confidence."""
+        table = dict(self.lowering.costs(policies))
+        if self.budget_risk is not None:
+            table["latency_high_ms"] = table["latency_ms"] * self.lowering.predictor.quantile_factor(
+                self.budget_risk
+            )
+        return table
+
+    @property
+    def budget_risk(self) -> float | None:
+        """The confidence whose upper bound is judged, None for the point estimate."""
+        return self.config.risk
+
+    def corrected(self, predictor: Predictor) -> None:
+        """Take a corrected predictor: prices, base costs and a relative budget follow."""
+        self.lowering.predictor = predictor
+        self.base_costs = priced(self.costs, [self.base_policy])[0]
+        self.budget = self.config.budget(self.base_costs)
+
+    def priced(self, policy: ResolvedPolicy) -> dict[str, float]:
+        """Costs of one policy by name."""
+        return priced(self.costs, [policy])[0]
+
+
+def base_policy_of(space: PolicySpace, target: Target) -> ResolvedPolicy:
+    """The uncompressed network at the target's base precision."""
+    if target.base_precision == "w8a8":
+        return space.resolve(space.uniform(1.0, act_bits=8, weight_bits=8))
+    return space.resolve(space.dense)
+
+
+def load_setup(config: RunConfig, task: Task | None = None, target: Target | None = None) -> Setup:
+    """Task, target, network, space, prices and budget of a configuration with one target.
+
+    Raises the errors of each part; with ``strict`` an InputError for a layer that must be left alone.
+    """
+    start = time.perf_counter()
+    task = task if task is not None else load_task(config.task_spec())
+    target = target if target is not None else load_target(config.target[0])
+    abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
+    scorer = Scorer.of(task, abilities.numerics)
+    structure = scorer.network.structure
+    if config.strict and structure.notes:
+        subject, reason = structure.notes[0]
+        raise InputError(
+            f"--strict: {subject} is {reason} ({len(structure.notes)} such layers).",
+            "Leave --strict out to search the rest.",
+        )
+    space = PolicySpace(structure, abilities)
+    if space.dimension == 0:
+        raise InputError(
+            f"nothing of task {task.name!r} can be compressed for {target.name}.",
+            "See `search --dry-run` for the reasons, layer by layer.",
+        )
+    batch = config.batch if config.batch is not None else target.default_batch
+    lowering = Lowering(structure, target, batch, config.threads, scorer.network.weights)
+    base = base_policy_of(space, target)
+    scores = score_network(task, task.network, task.validation)
+    mean, std, low, high = interval(scores)
+    setup = Setup(
+        config,
+        task,
+        target,
+        scorer,
+        space,
+        lowering,
+        base,
+        {},
+        Score(mean, std, low, high, len(scores), 0.0),
+        Budget(),
+    )
+    setup.base_costs = setup.priced(base)
+    setup.budget = config.budget(setup.base_costs)
+    setup.timings["set-up"] = time.perf_counter() - start
+    return setup
+
+
+__all__ = ["Setup", "base_policy_of", "load_setup"]

@@ -1,0 +1,63 @@
+"""Compressed networks on disk: one safetensors file with every value inference uses. No pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from compressors.apply import Network
+from compressors.compressed import ActivationCode, Compressed, WeightCode
+from compressors.policy import ResolvedPolicy
+from compressors.resolve import Numerics
+from compressors.skeleton import concrete, unknowns
+
+from .errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+def to_bytes(compressed: Compressed) -> bytes:
+    """A compressed network as safetensors: weights, scales of weights and biases, quantisers as metadata."""
+    tensors: dict[str, Tensor] = {f"weight/{k}": v.contiguous() for k, v in compressed.weights.items()}
+    tensors.update({f"scale/{k}": c.scale.contiguous() for k, c in compressed.codes.items()})
+    tensors.update({f"bias_scale/{k}": s.contiguous() for k, s in compressed.biases.items()})
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "policy": compressed.policy.to_dict(),
+        "activations": {
+            k: [c.scale, c.zero_point, c.bits, c.low, c.high] for k, c in compressed.activations.items()
+        },
+        "codes": {k: [c.axis, c.bits, c.high] for k, c in compressed.codes.items()},
+    }
+    return save({k: v.clone() for k, v in tensors.items()}, {"tailorbird": json.dumps(document)})
+
+
+def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
+    """Read what `to_bytes` wrote, for the network it was made from. Raises InputError, PolicyError."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            document = json.loads((file.metadata() or {}).get("tailorbird", "null"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as problem:
+        raise InputError(f"cannot read weights from {str(path)!r}: {problem}") from problem
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{str(path)!r} does not hold a compressed network of this version.")
+    policy = ResolvedPolicy.from_dict(document["policy"])
+    skeleton = network.skeletons.of(policy)
+    graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
+    weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
+    missing = [p for p, t in graph.params.items() if p not in weights or tuple(weights[p].shape) != t.shape]
+    if missing:
+        raise InputError(
+            f"{str(path)!r} does not fit this network: {missing[0]!r} is missing or of another shape."
+        )
+    codes = {k: WeightCode(tensors[f"scale/{k}"], *c) for k, c in document["codes"].items()}
+    biases = {k.removeprefix("bias_scale/"): v for k, v in tensors.items() if k.startswith("bias_scale/")}
+    activations = {k: ActivationCode(*c) for k, c in document["activations"].items()}
+    return Compressed(
+        policy, numerics, graph, weights, activations, codes, biases, skeleton.layer_of, skeleton.unfoldable
+    )
