@@ -61,11 +61,12 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     dead = {x for b in removed for x in structure.block[b].layers}
     alive = [x for x in structure.layers if x.name not in dead]
     kept = _resolve_keep(structure, abilities, policy, dead)
+    full = {g.name: kept.get(g.name, g.size) for g in structure.groups}
     factors: dict[str, Factor] = {}
     for layer in alive:
         wanted = policy.rank.get(layer.name)
         if wanted is not None and "rank" not in layer.fixed:
-            factor = _resolve_rank(structure, layer, kept, wanted)
+            factor = _resolve_rank(structure, layer, full, wanted)
             if factor is not None:
                 factors[layer.name] = factor
     act_bits = _resolve_act_bits(structure, abilities, policy, dead)
@@ -93,7 +94,10 @@ def _resolve_keep(
 
 def weight_shape(structure: Structure, layer: Layer, kept: Mapping[str, int]) -> tuple[int, ...]:
     """The layer's weight shape once each group keeps ``kept[group]`` channels (absent: all)."""
-    full = {g.name: kept.get(g.name, g.size) for g in structure.groups}
+    return _sizes(structure, layer, {g.name: kept.get(g.name, g.size) for g in structure.groups})
+
+
+def _sizes(structure: Structure, layer: Layer, full: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(d.at(full) for d in structure.sizes[layer.weight])
 
 
@@ -118,10 +122,10 @@ def factor_shapes(layer: Layer, shape: tuple[int, ...], factor: Factor) -> list[
 
 
 def _resolve_rank(
-    structure: Structure, layer: Layer, kept: Mapping[str, int], wanted: tuple[str, float]
+    structure: Structure, layer: Layer, full: Mapping[str, int], wanted: tuple[str, float]
 ) -> Factor | None:
     method, ratio = wanted
-    shape = weight_shape(structure, layer, kept)
+    shape = _sizes(structure, layer, full)
     cout, cin, kernel = shape[0], shape[1], shape[2:]
     if method == "tucker2":
         factor = Factor(method, (_rank(ratio, cin), _rank(ratio, cout)))
@@ -163,7 +167,7 @@ def _macs_factor(structure: Structure, layer: Layer, shapes: list[tuple[int, ...
 def _resolve_act_bits(
     structure: Structure, abilities: Abilities, policy: Policy, dead: set[str]
 ) -> dict[str, int]:
-    alive_tensors = _alive_tensors(structure, policy)
+    alive_tensors = _alive_tensors(structure, policy.removed)
     bits: dict[str, int] = {}
     for g in structure.tensor_groups:
         if not any(t in alive_tensors for t in g.tensors):
@@ -174,9 +178,15 @@ def _resolve_act_bits(
     return bits
 
 
-def _alive_tensors(structure: Structure, policy: Policy) -> set[str]:
-    graph = without_blocks(structure, policy.removed)
-    return {*graph.inputs, *(t for n in graph.nodes for t in n.outputs)}
+def _alive_tensors(structure: Structure, removed: frozenset[str]) -> frozenset[str]:
+    known: dict[frozenset[str], frozenset[str]] = structure.__dict__.setdefault("_alive_tensors", {})
+    found = known.get(removed)
+    if found is None:
+        if len(known) > 4096:
+            known.clear()
+        graph = without_blocks(structure, removed)
+        found = known[removed] = frozenset((*graph.inputs, *(t for n in graph.nodes for t in n.outputs)))
+    return found
 
 
 def without_blocks(structure: Structure, removed: frozenset[str] | tuple[str, ...]) -> Graph:
@@ -229,12 +239,11 @@ def _resolve_weight_bits(
 
 def _bits_around(structure: Structure, node_name: str, act_bits: Mapping[str, int]) -> tuple[int, int]:
     """Bits of the tensor a layer's call reads and of the one its fused kernel writes."""
-    graph = structure.graph
-    node = graph.by_name[node_name]
-    group_of = structure.tensor_group_of
-
-    def bits(tensor: str) -> int:
-        group = group_of.get(tensor)
-        return act_bits.get(group, FLOAT) if group is not None else FLOAT
-
-    return bits(node.inputs[0]), bits(fused_output(graph, node))
+    known: dict[str, tuple[str, str]] = structure.__dict__.setdefault("_groups_around", {})
+    groups = known.get(node_name)
+    if groups is None:
+        node = structure.graph.by_name[node_name]
+        group_of = structure.tensor_group_of
+        ends = (node.inputs[0], fused_output(structure.graph, node))
+        groups = known[node_name] = (group_of.get(ends[0], ""), group_of.get(ends[1], ""))
+    return act_bits.get(groups[0], FLOAT), act_bits.get(groups[1], FLOAT)
