@@ -129,16 +129,18 @@ _CONFIG_FLAGS = frozenset(inspect.signature(search_command).parameters) - {
 
 def resolve(flags: Mapping[str, Any], sets: list[str], file: Path | None) -> RunConfig:
     """The config of this call; with `--resume` the run's own, changed where that is allowed."""
-    from search.config import load_config, read_sets, read_yaml
+    from search.config import ONE_CALL, load_config, make_config, read_sets
+    from search.journal import Journal
+    from search.runfolder import RunFolder
 
     if flags.get("resume") is None:
         return load_config(flags, sets, file)
     if file is not None:
         raise UsageError("--resume and --config exclude each other.", "A run has its own config.yaml.")
-    from search.runfolder import RunFolder
-
     folder = RunFolder.find(flags["resume"])
-    stored = load_config(read_yaml(folder.config))
+    # The journal's header, not config.yaml: it is there as soon as there is anything to resume.
+    config = Journal.read(folder.journal)[0].data.get("config", {})
+    stored = make_config({key: value for key, value in config.items() if key not in ONE_CALL})
     return stored.with_changes({**read_sets(sets), **flags, "resume": str(folder.path)})
 
 

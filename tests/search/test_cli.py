@@ -14,6 +14,7 @@ import pytest
 from search import doctor
 from search.cli import main
 from search.cli_support import merged, stop_on_interrupt
+from search.config import make_config
 from search.journal import Journal
 from search.runfolder import JOURNAL, RESULTS
 from tests.search.results_example import example
@@ -35,9 +36,9 @@ def search(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
 
 def run_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    Journal.create(folder / JOURNAL, {"seed": 0}).close()
+    config = make_config({"target": "raspberry-pi-4", "max_latency": "0.5x"}).model_dump(mode="json")
+    Journal.create(folder / JOURNAL, {"config": config}).close()
     (folder / RESULTS).write_text(json.dumps(example()))
-    (folder / "config.yaml").write_text("target: [raspberry-pi-4]\nmax_latency: 0.5x\n")
     return folder
 
 
@@ -165,6 +166,12 @@ def test_resuming_with_another_goal_is_refused(
     assert "--warm-start" in err
     assert main(["--resume=a", "--set", "seed=9"]) == 6
     assert "--seed 9 changes the goal" in capsys.readouterr().err
+    with (tmp_path / "runs" / "a" / JOURNAL).open("r+b") as file:
+        file.write(b"x")
+        file.seek(0, 2)
+        file.write(b"more\n")
+    assert main(["--resume=a"]) == 6
+    assert "is damaged in line 1" in capsys.readouterr().err
 
 
 def test_unforeseen_errors_have_no_traceback_unless_asked(
