@@ -47,7 +47,7 @@ class Source:
     sizes: Mapping[str, tuple[DimSize, ...]]
     layer_of: Mapping[str, str]
     batch: int
-    inferred: Mapping[str, Sizes] = field(default_factory=dict)
+    block: int = 16
 
     def formula(self, tensor: str) -> Sizes:
         """Sizes of a tensor or parameter of the network."""
@@ -78,7 +78,6 @@ class _Reading:
     sizes: dict[str, Sizes] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    exact: bool = False
 
     def integers(self, name: str) -> list[int]:
         """Values of a small constant."""
@@ -101,8 +100,7 @@ def read_template(model: onnx.ModelProto, source: Source, origin: str) -> Templa
         tuple(source.graph.inputs),
         tuple(o.name for o in model.graph.output),
         origin,
-        () if r.exact else None,
-        {t: w for t, w in widths.items() if w != 4.0},
+        widths={t: w for t, w in widths.items() if w != 4.0},
     )
 
 
@@ -221,6 +219,8 @@ def _outputs(
     r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], owner: Node | None
 ) -> list[Sizes]:
     ins = [r.sizes[t] for t in node.input if t and t in r.sizes]
+    if not ins:  # computed from constants alone, in every run
+        ins = [tuple(Dim(float(d)) for d in r.constants[node.input[0]])] if node.input else [()]
     if owner is not None:
         return [_weighted_output(r, node, attrs, owner, ins[0])]
     rule = RULES.get(node.op_type)
@@ -229,9 +229,6 @@ def _outputs(
     found = []
     for t in node.output:
         sizes = r.source.known(t) if t else ()
-        if sizes is None:
-            sizes = r.source.inferred.get(t)
-            r.exact = True
         if sizes is None:
             raise TemplateError(f"operation {node.op_type} ({node.name!r}): the sizes of {t!r} are not known")
         found.append(sizes)
@@ -243,11 +240,26 @@ def _weighted_output(
 ) -> Sizes:
     whole = r.source.formula(owner.outputs[0])
     if node.op_type not in CONV_OPS:
-        return (*x[:-1], whole[-1])
+        return whole if len(whole) == len(x) else (*x[:-1], whole[-1])
     spatial = whole[2:]
     if attrs.get("channels_last"):
         return (x[0], *spatial, whole[1])
-    return (x[0], whole[1], *spatial)
+    channels = whole[1].rounded(r.source.block) if is_blocked(node) else whole[1]
+    return (x[0], channels, *spatial)
+
+
+def is_blocked(node: onnx.NodeProto) -> bool:
+    """Whether a kernel works on channels in whole blocks (onnxruntime's NCHWc layout)."""
+    return node.domain == "com.microsoft.nchwc"
+
+
+def _reorder(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    step = r.source.block if node.op_type == "ReorderInput" else 0
+    at = len(ins[0]) - 1 if attrs.get("channels_last") and step else 1
+    found = [d for i, d in enumerate(ins[0]) if i != at]
+    channels = ins[0][at].rounded(step) if step or ins[0][at].mult else Dim(float(attrs["channels"]))
+    last = bool(attrs.get("channels_last")) and not step
+    return [(*found, channels) if last else (found[0], channels, *found[1:])]
 
 
 def _same(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
@@ -321,6 +333,50 @@ def product(dims: Sequence[Dim]) -> Dim:
     return total
 
 
+def _reshape(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    known = r.source.known(node.output[0])
+    if known is not None:  # a reshape's result has the layout it always had
+        return [known]
+    wanted = r.integers(node.input[1])
+    found = [ins[0][i] if d == 0 else Dim(float(d)) for i, d in enumerate(wanted)]
+    if -1 in wanted:
+        rest = product([d for d, w in zip(found, wanted, strict=True) if w != -1])
+        whole = product(ins[0])
+        if rest.mult:
+            if whole.times(1.0 / _ratio(whole, rest)) != rest:
+                raise TemplateError(f"reshape {node.name!r} divides two sizes that depend on the policy")
+            found[wanted.index(-1)] = Dim(_ratio(whole, rest))
+        else:
+            found[wanted.index(-1)] = whole.times(1.0 / rest.const)
+    return [tuple(found)]
+
+
+def _split(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    known = [r.source.known(t) for t in node.output]
+    if all(k is not None for k in known):
+        return [k for k in known if k is not None]
+    x, axis = ins[0], attrs.get("axis", 0) % len(ins[0])
+    many = len(node.output)
+    parts = r.integers(node.input[1]) if len(node.input) > 1 else [1] * many
+    shares = [x[axis].times(p / sum(parts)) for p in parts]
+    return [(*x[:axis], share, *x[axis + 1 :]) for share in shares]
+
+
+def _squeeze(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    x = list(ins[0])
+    axes = r.integers(node.input[1]) if len(node.input) > 1 else list(attrs.get("axes", ()))
+    if node.op_type == "Unsqueeze":
+        for a in sorted(a % (len(x) + len(axes)) for a in axes):
+            x.insert(a, ONE)
+        return [tuple(x)]
+    gone = {a % len(x) for a in axes} or {i for i, d in enumerate(x) if d == ONE}
+    return [tuple(d for i, d in enumerate(x) if i not in gone)]
+
+
+def _ratio(whole: Dim, rest: Dim) -> float:
+    return whole.mult[0][1] / rest.mult[0][1] if whole.mult else whole.const / rest.const
+
+
 def _matmul(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
     a = ins[0]
     b = ins[1] if len(ins) > 1 else None
@@ -339,7 +395,7 @@ _SAME_OPS = (
     "Relu LeakyRelu PRelu Clip Sigmoid Tanh Exp Sqrt Neg Abs Erf Log Sin Cos Reciprocal Floor HardSwish "
     "HardSigmoid Mish Softplus Softmax LogSoftmax Elu Gelu FastGelu QuickGelu BiasGelu Identity Cast "
     "LayerNormalization InstanceNormalization BatchNormalization SkipLayerNormalization Silu Swish "
-    "SimplifiedLayerNormalization QuantizeLinear DequantizeLinear ReorderInput ReorderOutput QLinearSigmoid "
+    "SimplifiedLayerNormalization QuantizeLinear DequantizeLinear QLinearSigmoid "
     "QLinearLeakyRelu QLinearSoftmax Selu Celu ThresholdedRelu Round Sign Ceil Tan Not GroupNorm"
 ).split()
 _BROADCAST_OPS = (
@@ -352,8 +408,12 @@ RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("MaxPool", "AveragePool", "QLinearAveragePool", "NhwcMaxPool"), _pool),
     **dict.fromkeys(("Concat", "QLinearConcat"), _concat),
     **dict.fromkeys(("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulIntegerToFloat", "Gemm"), _matmul),
+    **dict.fromkeys(("ReorderInput", "ReorderOutput"), _reorder),
     "Transpose": _transpose,
     "Flatten": _flatten,
+    "Reshape": _reshape,
+    "Split": _split,
+    **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),
 }
 
 
@@ -371,7 +431,7 @@ def _cells(
     x = ins[0] if ins else (ONE,)
     y = outs[0] if outs else x
     counted = [s for s in ins if len(s) > 1 or s == x] or [x]
-    weights = count(r.source.formula(owner.inputs[1])) if owner is not None else cell(0.0)
+    weights = count(_stored(r, node, owner, x)) if owner is not None else cell(0.0)
     bits = 8.0 if _integer(r, node)[0] else 32.0
     found: dict[str, Cell] = {
         "batch": cell(x[0] if x else ONE),
@@ -384,6 +444,18 @@ def _cells(
     if node.op_type in MATMUL_OPS:
         return found | _matmul_cells(attrs, owner, x, y)
     return found | _window_cells(r, node, attrs, owner, x, y)
+
+
+def _stored(r: _Reading, node: onnx.NodeProto, owner: Node, x: Sizes) -> Sizes:
+    """Sizes of the weight as the kernel reads it: in whole blocks where the layout is blocked."""
+    shape = r.source.formula(owner.inputs[1])
+    if not is_blocked(node):
+        return shape
+    blocked_input = bool(x[1].step) or (not x[1].mult and x[1].const % r.source.block == 0)
+    grouped = owner.attrs.get("groups", 1) > 1
+    first = shape[0].rounded(r.source.block)
+    second = shape[1].rounded(r.source.block) if blocked_input and not grouped else shape[1]
+    return (first, second, *shape[2:])
 
 
 def _planes(shape: Sizes, last: bool) -> tuple[Dim, Dim, Dim]:
@@ -418,7 +490,7 @@ def _window_cells(
 
 
 def _matmul_cells(attrs: Mapping[str, Any], owner: Node | None, x: Sizes, y: Sizes) -> dict[str, Cell]:
-    contracted = x[0] if attrs.get("transA") and len(x) == 2 else x[-1]
+    contracted = x[-2] if attrs.get("transA") else x[-1]
     groups: Term = (ONE,)
     if owner is None:
         groups = tuple(y[1:-2]) or (ONE,)

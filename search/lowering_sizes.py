@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,14 +51,8 @@ def alignment_dims(skeleton: Skeleton, where: Placement, target: Target) -> list
 
 def alignment_classes(sizes: NDArray[np.float64], target: Target) -> NDArray[np.int8]:
     """Class of each size, (P, D): whole blocks of channels, a multiple of four, or neither; below a block or not."""
-    block = _block()
+    from search.templates import block_size
+
+    block = block_size()
     ragged = np.where(sizes % 4 == 0, 1, 2) + np.where(sizes < block, 2, 0)
     return np.asarray(np.where(sizes % block == 0, 0, ragged), dtype=np.int8)
-
-
-@lru_cache(maxsize=1)
-def _block() -> int:
-    """Channels in a block of onnxruntime's NCHWc layout on this machine."""
-    from search.templates import runtime_key
-
-    return 16 if "avx512f" in runtime_key() else 8

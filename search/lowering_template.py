@@ -6,6 +6,7 @@ policies with a matrix product: sizes = constants + values @ multiples, columns 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,25 +22,35 @@ Array = NDArray[np.float64]
 
 
 class Dim(NamedTuple):
-    """One size: ``const + sum(factor * value[name])``."""
+    """One size: ``const + sum(factor * value[name])``, rounded up to a multiple of ``step`` if that is not 0."""
 
     const: float
     mult: tuple[tuple[str, float], ...] = ()
+    step: int = 0
+
+    def rounded(self, step: int) -> Dim:
+        """The size in whole blocks of ``step``; 0 gives the exact size back."""
+        if self.mult:
+            return self._replace(step=step)
+        return Dim(math.ceil(self.const / step) * float(step)) if step else self
 
     def times(self, factor: float) -> Dim:
         """The size times a number."""
-        return Dim(self.const * factor, tuple((n, m * factor) for n, m in self.mult))
+        step = int(self.step * factor)
+        return Dim(self.const * factor, tuple((n, m * factor) for n, m in self.mult), step)
 
     def plus(self, other: Dim) -> Dim:
         """The sum of two sizes."""
         total = dict(self.mult)
         for n, m in other.mult:
             total[n] = total.get(n, 0.0) + m
-        return Dim(self.const + other.const, tuple(sorted((n, m) for n, m in total.items() if m)))
+        step = max(self.step, other.step)  # only whole blocks are joined in a blocked layout
+        return Dim(self.const + other.const, tuple(sorted((n, m) for n, m in total.items() if m)), step)
 
     def at(self, values: Mapping[str, float]) -> float:
         """The size for given channels kept and ranks."""
-        return self.const + sum(m * values[n] for n, m in self.mult)
+        exact = self.const + sum(m * values[n] for n, m in self.mult)
+        return math.ceil(exact / self.step) * self.step if self.step else exact
 
 
 def dim_of(size: DimSize, batch: int) -> Dim:
@@ -130,8 +141,11 @@ class Formulas:
         self._base = base
         self._matrix = np.zeros((len(names), len(dims) + 1))
         self._const = np.ones(len(dims) + 1)
+        self._steps = np.ones(len(dims) + 1)
+        self._stepped = np.array([j for d, j in dims.items() if d.step], dtype=np.intp)
         for d, j in dims.items():
             self._const[j] = d.const
+            self._steps[j] = d.step or 1
             for n, m in d.mult:
                 self._matrix[index[n], j] = m
         width = max((len(p) for p in parts), default=1)
@@ -143,6 +157,9 @@ class Formulas:
         out = np.tile(self._base, (len(values), 1))
         if len(self._owners):
             sizes = values @ self._matrix + self._const
+            if len(self._stepped):
+                steps = self._steps[self._stepped]
+                sizes[:, self._stepped] = np.ceil(sizes[:, self._stepped] / steps) * steps
             terms = sizes[:, self._parts[:, 0]] * self._factors
             for j in range(1, self._parts.shape[1]):
                 terms *= sizes[:, self._parts[:, j]]
@@ -234,12 +251,13 @@ def to_json(template: Template) -> dict[str, Any]:
 
 
 def _cell_json(value: Cell) -> list[Any]:
-    return [[[d.const, *([n, m] for n, m in d.mult)] for d in term] for term in value]
+    return [[[d.const, d.step, *([n, m] for n, m in d.mult)] for d in term] for term in value]
 
 
 def _cell_of(doc: Any) -> Cell:
     return tuple(
-        tuple(Dim(float(d[0]), tuple((str(n), float(m)) for n, m in d[1:])) for d in term) for term in doc
+        tuple(Dim(float(d[0]), tuple((str(n), float(m)) for n, m in d[2:]), int(d[1])) for d in term)
+        for term in doc
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressors.compressed import ActivationCode, WeightCode
-from compressors.graph import VIEW_OPS, DimSize, Graph
+from compressors.graph import VIEW_OPS, DimSize, Graph, Node
 from compressors.skeleton import Placement, Skeleton
 from search.emit import emit
 from search.emit.builder import ArrayLike, Builder
@@ -47,12 +47,6 @@ class DummyBuilder(Builder):
             return super().array(param)
         kind = self.graph.params[param]
         return _filled(kind.shape, kind.dtype)
-
-    def read(self, tensor: str) -> str:
-        """See `Builder.read`."""
-        if tensor and tensor not in self.graph.tensors and tensor not in self.initializers:
-            return self.initializer(tensor, self.array(tensor))
-        return super().read(tensor)
 
     def weight_codes(self, param: str, code: WeightCode) -> ArrayLike:
         """See `Builder.weight_codes`."""
@@ -93,7 +87,7 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
         if bits is None:
             continue
         n = graph.producer.get(t)
-        if n is not None and (n.op in VIEW_OPS or n.op == "max_pool") and n.inputs[0] in found:
+        if n is not None and n.inputs and n.inputs[0] in found and _inherits(n, found[n.inputs[0]]):
             found[t] = found[n.inputs[0]]
             continue
         scale = 0.02 + 1e-5 * i
@@ -111,6 +105,11 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
             zero = min(max(round(-low / scale), 0), high)
         found[t] = ActivationCode(scale, zero, bits, 0, high)
     return found
+
+
+def _inherits(n: Node, code: ActivationCode) -> bool:
+    """Whether a node's output takes its input's quantiser; a ReLU of what has none below zero changes nothing."""
+    return n.op in VIEW_OPS or n.op == "max_pool" or (n.op == "relu" and code.zero_point == code.low)
 
 
 # -- asking onnxruntime
@@ -164,6 +163,11 @@ def runtime_key() -> str:
     return f"{onnxruntime.__version__}/{os.uname().machine}/{','.join(f for f in known if f in flags)}"
 
 
+def block_size() -> int:
+    """Channels in a block of onnxruntime's NCHWc layout on this machine (MlasNchwcGetBlockSize)."""
+    return 16 if "avx512f" in runtime_key() else 8
+
+
 def ask(
     graph: Graph,
     where: Placement,
@@ -177,14 +181,14 @@ def ask(
     """The template of a concrete graph, by asking the runtime of this machine."""
     model = dummy_model(graph, where, activations, constants)
     found = optimised(model.SerializeToString(), method)
-    return read_template(found, Source(graph, sizes, layer_of, batch), method)
+    return read_template(found, Source(graph, sizes, layer_of, batch, block_size()), method)
 
 
 def template_of_model(
     model: bytes, graph: Graph, skeleton: Skeleton, batch: int, method: str
 ) -> Template:
     """The template that an exported file really leads to."""
-    source = Source(graph, skeleton.sizes, skeleton.layer_of, batch)
+    source = Source(graph, skeleton.sizes, skeleton.layer_of, batch, block_size())
     return read_template(optimised(model, method), source, method)
 
 

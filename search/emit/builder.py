@@ -138,7 +138,7 @@ class Builder:
             return ""
         if tensor in self.graph.tensors:
             return self._alias.get(tensor, tensor)
-        return self.initializer(tensor, as_array(self.weights[tensor]))
+        return tensor if tensor in self.initializers else self.initializer(tensor, self.array(tensor))
 
     def array(self, param: str) -> ArrayLike:
         """Values of a parameter."""

@@ -225,6 +225,18 @@ def _silu(b: Builder, n: Node) -> None:
     b.node("Mul", [x, b.step(n, "Sigmoid", [x], "gate")], _out(b, n), n.name)
 
 
+def _hardswish(b: Builder, n: Node) -> None:
+    x = b.read(n.inputs[0])  # HardSwish itself is expanded to just this, into nodes without names
+    gate = b.step(n, "HardSigmoid", [x], "gate", alpha=1 / 6, beta=0.5)
+    b.node("Mul", [x, gate], _out(b, n), n.name)
+
+
+def _mish(b: Builder, n: Node) -> None:
+    x = b.read(n.inputs[0])
+    gate = b.step(n, "Tanh", [b.step(n, "Softplus", [x], "softplus")], "gate")
+    b.node("Mul", [x, gate], _out(b, n), n.name)
+
+
 def _rsqrt(b: Builder, n: Node) -> None:
     root = b.step(n, "Sqrt", [b.read(n.inputs[0])], "root")
     b.node("Reciprocal", [root], _out(b, n), n.name)
@@ -265,6 +277,8 @@ OPERATIONS: Mapping[str, Handler] = {
     "silu": _silu,
     "rsqrt": _rsqrt,
     "hardsigmoid": _hardsigmoid,
+    "hardswish": _hardswish,
+    "mish": _mish,
     "aten": _aten,
     "permute": _unary("Transpose", perm="perm"),
     "leaky_relu": _unary("LeakyRelu", alpha="alpha"),
@@ -278,7 +292,7 @@ OPERATIONS: Mapping[str, Handler] = {
         for ours, theirs in {
             "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "sqrt": "Sqrt", "neg": "Neg",
             "abs": "Abs", "erf": "Erf", "log": "Log", "sin": "Sin", "cos": "Cos", "reciprocal": "Reciprocal",
-            "floor": "Floor", "hardswish": "HardSwish", "mish": "Mish", "softplus": "Softplus",
+            "floor": "Floor", "softplus": "Softplus",
         }.items()
     },
     **{

@@ -6,6 +6,7 @@ import numpy as np
 
 from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import Node
+from compressors.resolve import fused_output
 from search.emit.builder import ArrayLike, Builder, as_array
 
 
@@ -23,12 +24,14 @@ def _convolution(b: Builder, n: Node, op: str, **extra: object) -> None:
     x, w, bias = n.inputs
     a = n.attrs
     names = [b.read(x), _weight(b, n, transposed=False)]
-    if bias:
+    last = b.write(n.outputs[0])
+    guarded = _stays_float(b, n)
+    if bias and not guarded:
         names.append(_bias(b, n))
     b.node(
         op,
         names,
-        [b.write(n.outputs[0])],
+        [b.temporary(n.outputs[0], "product") if guarded else last],
         n.name,
         kernel_shape=b.shape(w)[2:],
         strides=a["stride"],
@@ -37,6 +40,24 @@ def _convolution(b: Builder, n: Node, op: str, **extra: object) -> None:
         group=a["groups"],
         **extra,
     )
+    if guarded:
+        wide = (-1, *(1 for _ in a["stride"]))
+        values = b.array(bias) if bias else np.zeros(b.shape(n.outputs[0])[1], np.float32)
+        added = b.initializer(f"{bias or n.name}/wide", values.reshape(wide))
+        b.node("Add", [f"{n.outputs[0]}/product", added], [last], f"{n.name}/bias")
+
+
+def _stays_float(b: Builder, n: Node) -> bool:
+    """Whether the runtime has to be kept from rounding the weights of a float operation.
+
+    onnxruntime (WeightBiasQuantization) quantises the weights of what stands between dequantise and
+    quantise, also where it has no integer kernel: the values change and codes are dequantised in every run.
+    An addition behind the operation breaks the pattern. Plain convolutions do become integer: those the
+    policy makes integer itself.
+    """
+    if n.op != "conv_transpose" or is_integer(b, n) or n.inputs[0] not in b.activations:
+        return False
+    return fused_output(b.graph, n) in b.activations
 
 
 def linear(b: Builder, n: Node) -> None:
