@@ -224,7 +224,12 @@ def recalibrate(
         delta = deltas[bias]
         return value + delta.reshape([-1 if d == axis else 1 for d in range(value.dim())])
 
-    run(graph, weights, fitted(graph, network.calibration), shift, normalise, frozenset(shift_axis))
+    inputs = fitted(graph, network.calibration)
+    run(graph, weights, inputs, shift, normalise, frozenset(shift_axis))
+    if deltas and any(len(calls) > 1 for calls in statistics.values()):
+        deltas.clear()  # biases once more, behind the statistics that will be used
+        found.update({b: weights[b] for b in {n.inputs[2] for n in shift_axis.values()}})
+        run(graph, dict(found), inputs, shift, hooked=frozenset(shift_axis))
     return found
 
 
