@@ -135,7 +135,7 @@ class Bar:
         self._pace, self._unit = Pace(total, done), unit
         self._bar = RichProgress(
             TextColumn("search  "),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=max(8, min(28, self._console.width - 78))),
             MofNCompleteColumn(),
             TextColumn("{task.fields[what]}", markup=False),
             console=self._console,

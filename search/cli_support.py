@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -60,7 +61,16 @@ def note(text: str) -> None:
 
 def answer(document: Any, text: Callable[[], str]) -> None:
     """One JSON document with `--json`, else text."""
-    say(json.dumps(document, indent=1, ensure_ascii=False) if session.json else text())
+    say(json.dumps(_finite(document), indent=1, ensure_ascii=False) if session.json else text())
+
+
+def _finite(value: Any) -> Any:
+    """The document with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def exit_code_of(error: BaseException) -> int | None:
