@@ -134,8 +134,8 @@ class Bar:
         self.close()
         self._pace, self._unit = Pace(total, done), unit
         self._bar = RichProgress(
-            TextColumn("search  "),
-            BarColumn(bar_width=max(8, min(28, self._console.width - 78))),
+            TextColumn("search "),
+            BarColumn(bar_width=max(4, min(28, self._console.width - 76))),
             MofNCompleteColumn(),
             TextColumn("{task.fields[what]}", markup=False),
             console=self._console,
@@ -148,7 +148,9 @@ class Bar:
         self._pace.step()
         if self._bar is not None:
             what = status(best, front_size, feasible_share, self._unit)
-            self._bar.update(self._task, completed=self._pace.done, what=f" {what}   {self._pace.left}")
+            self._bar.update(
+                self._task, completed=self._pace.done, what=f"{what}  {self._pace.left}".replace("   ", "  ")
+            )
 
     def note(self, text: str) -> None:
         self._console.print(text)
