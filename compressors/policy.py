@@ -129,7 +129,8 @@ def check_document(doc: Any) -> str:
     """What is wrong with a policy document, "" when nothing is. Mirrors policy.schema.json."""
     if not isinstance(doc, dict):
         return f"expected an object, got {type(doc).__name__}"
-    if doc.get("schema_version") != SCHEMA_VERSION:
+    version = doc.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
         return f"schema_version is {doc.get('schema_version')!r}, this version reads {SCHEMA_VERSION}"
     kinds = {
         "network": str,
@@ -163,12 +164,14 @@ def _check_layer(name: str, value: Any) -> str:
         return f"{where} must hold weight_bits and optionally factor"
     if not _is_bits(value.get("weight_bits")):
         return f"{where}.weight_bits = {value.get('weight_bits')!r} is not 2..8, 16 or 32"
-    factor = value.get("factor")
-    if factor is None:
+    if "factor" not in value:
         return ""
-    if not isinstance(factor, dict) or factor.get("method") not in FACTOR_METHODS:
+    factor = value["factor"]
+    if not isinstance(factor, dict) or set(factor) != {"method", "rank"}:
+        return f"{where}.factor must hold method and rank, nothing else"
+    if not isinstance(factor["method"], str) or factor["method"] not in FACTOR_METHODS:
         return f"{where}.factor.method must be one of {', '.join(FACTOR_METHODS)}"
-    rank = factor.get("rank")
+    rank = factor["rank"]
     if (
         not isinstance(rank, list)
         or len(rank) != FACTOR_METHODS[factor["method"]]
