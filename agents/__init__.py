@@ -4,5 +4,18 @@ from .contract import Agent, Budget, Costs, Outcome, Problem, Suggestion
 from .errors import AgentError, NothingFeasibleError
 from .registry import DEFAULT, check_name, list_agents, make_agent, register
 
-__all__ = ["DEFAULT", "Agent", "AgentError", "Budget", "Costs", "NothingFeasibleError", "Outcome", "Problem",
-           "Suggestion", "check_name", "list_agents", "make_agent", "register"]
+__all__ = [
+    "DEFAULT",
+    "Agent",
+    "AgentError",
+    "Budget",
+    "Costs",
+    "NothingFeasibleError",
+    "Outcome",
+    "Problem",
+    "Suggestion",
+    "check_name",
+    "list_agents",
+    "make_agent",
+    "register",
+]

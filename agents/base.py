@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .contract import Agent, Outcome, Problem, Suggestion
 from .errors import HistoryError
 from .pricing import Indices, Pricer
-from .repair import random_feasible
+from .repair import random_feasible, repair
 
 #: A space with at most this many points is searched to its last policy.
 ENUMERABLE = 4096
@@ -139,10 +139,27 @@ class SequentialAgent(Agent):
         return self._fallback(number) if self.falls_back else None
 
     def _checked(self, number: int, indices: Indices, origin: str) -> Suggestion | None:
-        policy = self.pricer.policy(indices)
-        if policy.digest in self._digests or not self.pricer.feasible(indices[None])[0]:
+        found = self._held(indices) if self.problem.estimates is not None else indices
+        if found is None:
             return None
-        return Suggestion(number, self.pricer.point(indices), policy, origin)
+        policy = self.pricer.policy(found)
+        if policy.digest in self._digests or not self._holds(found):
+            return None
+        return Suggestion(number, self.pricer.point(found), policy, origin)
+
+    def _holds(self, indices: Indices) -> bool:
+        """Whether a policy holds every limit by exact costs."""
+        return not self.problem.budget.why_not(self.pricer.exact(indices))
+
+    def _held(self, indices: Indices) -> Indices | None:
+        """A point that was feasible by estimates, repaired until it is so by exact costs."""
+        found: Indices | None = indices
+        for _ in range(ATTEMPTS):
+            if found is None or self._holds(found):
+                return found
+            budget = self.pricer.tightened(found, self.pricer.exact(found))
+            found = repair(self.pricer, found, budget=budget, refill=False)
+        return None
 
     def _fallback(self, number: int) -> Suggestion | None:
         """Something new when an agent repeats itself: random feasible draws, then every point there is."""

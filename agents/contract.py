@@ -125,8 +125,10 @@ class Budget:
         columns = []
         for cost, limit in self.limits.items():
             if cost not in costs:
-                raise BudgetError(f"the budget limits {cost}, which this target does not give. "
-                                  f"It gives: {', '.join(sorted(costs))}.")
+                raise BudgetError(
+                    f"the budget limits {cost}, which this target does not give. "
+                    f"It gives: {', '.join(sorted(costs))}."
+                )
             columns.append(np.asarray(costs[cost], dtype=float) / limit - 1.0)
         if not columns:
             size = len(next(iter(costs.values()))) if costs else 0
@@ -141,8 +143,11 @@ class Budget:
         """One line for one policy: which limits do not hold, "" when all do."""
         arrays = {k: np.array([v]) for k, v in costs.items()}
         excess = self.violations(arrays)[0]
-        return "; ".join(f"{cost} {costs[cost]:.6g} > {limit:.6g}"
-                         for (cost, limit), e in zip(self.limits.items(), excess, strict=True) if e > 0)
+        return "; ".join(
+            f"{cost} {costs[cost]:.6g} > {limit:.6g}"
+            for (cost, limit), e in zip(self.limits.items(), excess, strict=True)
+            if e > 0
+        )
 
     def to_dict(self) -> dict[str, float]:
         """The limits that are set, by field name."""
@@ -154,8 +159,9 @@ class Problem:
     """One search: the space, the budget, and what things cost.
 
     ``costs`` prices many resolved policies at once: about 10 ms the first time a structural signature
-    appears, microseconds after that. ``objective`` "accuracy": best metric inside the budget;
-    "latency": least latency whose drop is at most ``budget.max_drop``.
+    appears, microseconds after that. ``estimates``, where given, are the same names nearly right and always
+    quick: agents propose by them and check what they suggest by ``costs``.
+    ``objective`` "accuracy": best metric inside the budget; "latency": least latency whose drop is at most ``budget.max_drop``.
     ``evaluations`` is how many are planned; agents may spread their exploration over it.
     """
 
@@ -167,6 +173,7 @@ class Problem:
     objective: Objective = "accuracy"
     sensitivity: Sensitivity | None = field(default=None, compare=False)
     evaluations: int = 100
+    estimates: Callable[[Sequence[ResolvedPolicy]], Costs] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.objective not in ("accuracy", "latency"):
@@ -204,8 +211,12 @@ class Suggestion:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON document; ``from_dict`` reads it back."""
-        return {"number": self.number, "point": list(self.point), "policy": self.policy.to_dict(),
-                "origin": self.origin}
+        return {
+            "number": self.number,
+            "point": list(self.point),
+            "policy": self.policy.to_dict(),
+            "origin": self.origin,
+        }
 
     @classmethod
     def from_dict(cls, doc: Mapping[str, Any]) -> Suggestion:
@@ -213,8 +224,12 @@ class Suggestion:
         missing = [k for k in ("number", "point", "policy", "origin") if k not in doc]
         if missing:
             raise HistoryError(f"not a suggestion: {', '.join(missing)} missing.")
-        return cls(int(doc["number"]), tuple(float(v) for v in doc["point"]),
-                   ResolvedPolicy.from_dict(doc["policy"]), str(doc["origin"]))
+        return cls(
+            int(doc["number"]),
+            tuple(float(v) for v in doc["point"]),
+            ResolvedPolicy.from_dict(doc["policy"]),
+            str(doc["origin"]),
+        )
 
 
 class Agent(ABC):

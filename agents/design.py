@@ -30,12 +30,13 @@ def initial_design(pricer: Pricer, problem: Problem, most: int) -> Design:
         near = nearest_first(rungs)
         heads = list({r.precision: r for r in reversed(near)}.values())[::-1]
         found += _filled(pricer, rungs, heads)
-        found += [(r.indices, f"start: {_words(r)}") for r in near[:PLAIN * max(1, len(heads))]]
+        found += [(r.indices, f"start: {_words(r)}") for r in near[: PLAIN * max(1, len(heads))]]
     return _distinct(pricer, found)[:most]
 
 
-def diverse(pricer: Pricer, rng: np.random.Generator, budget: Budget,
-            loss: NDArray[np.float64]) -> Indices | None:
+def diverse(
+    pricer: Pricer, rng: np.random.Generator, budget: Budget, loss: NDArray[np.float64]
+) -> Indices | None:
     """A feasible point with a random set of kernels and the largest channels that fit them.
 
     The shares of removed blocks, factorised layers and unquantised tensors are themselves random, so

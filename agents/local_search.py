@@ -126,8 +126,9 @@ class LocalSearchAgent(SequentialAgent):
     def _floor(self) -> float:
         return self.problem.gain(self.problem.base_accuracy) - (self.problem.budget.max_drop or 0.0) / 100.0
 
-    def _round(self, parents: Indices, goal: Goal, surrogate: Surrogate,
-               rng: np.random.Generator) -> list[tuple[float, Indices]]:
+    def _round(
+        self, parents: Indices, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
+    ) -> list[tuple[float, Indices]]:
         """One round of mutation, repair and scoring: (score, indices) of feasible candidates."""
         loss = self._marginal(parents[0], surrogate)
         mover = Mover(self.pricer, goal.budget, loss)
@@ -145,8 +146,9 @@ class LocalSearchAgent(SequentialAgent):
             return []
         return list(zip(self._score(rows, goal, surrogate).tolist(), rows, strict=True))
 
-    def _fresh(self, k: int, rng: np.random.Generator, budget: Budget | None = None,
-               loss: Floats | None = None) -> Indices | None:
+    def _fresh(
+        self, k: int, rng: np.random.Generator, budget: Budget | None = None, loss: Floats | None = None
+    ) -> Indices | None:
         """A point that owes nothing to the parents: random kernels, or every third time random throughout."""
         limit = budget or self.problem.budget
         if k % 3 == 2:

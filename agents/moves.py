@@ -54,8 +54,9 @@ class Mover:
         next_up = [float(self.keys[i][self.top[i] - at[i] - 1]) for i in self.smooth if at[i] < self.top[i]]
         if not next_up or not self.budget.limits:
             return 0.0
-        name, limit = min(self.budget.limits.items(),
-                          key=lambda p: p[1] / float(self.pricer.price(self.top[None])[p[0]][0]))
+        name, limit = min(
+            self.budget.limits.items(), key=lambda p: p[1] / float(self.pricer.price(self.top[None])[p[0]][0])
+        )
         share = limit / float(self.pricer.price(self.top[None])[name][0])
         return float(np.median(next_up)) * min(1.0, share)
 

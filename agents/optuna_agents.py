@@ -88,11 +88,19 @@ class OptunaAgent(SequentialAgent):
         from optuna.trial import TrialState, create_trial
 
         rows = recent_and_best(np.array([t.gain for t in self.told]), self.history)
-        done = [create_trial(params=self._params(self.told[k].indices), distributions=dists,
-                             values=self.values(self.told[k]), system_attrs=self.attributes(int(k)))
-                for k in rows]
-        out = [create_trial(params=self._params(w), distributions=dists, state=TrialState.RUNNING)
-               for w in self.waiting()]
+        done = [
+            create_trial(
+                params=self._params(self.told[k].indices),
+                distributions=dists,
+                values=self.values(self.told[k]),
+                system_attrs=self.attributes(int(k)),
+            )
+            for k in rows
+        ]
+        out = [
+            create_trial(params=self._params(w), distributions=dists, state=TrialState.RUNNING)
+            for w in self.waiting()
+        ]
         return done + out
 
     def _params(self, indices: Indices) -> dict[str, int]:
@@ -127,8 +135,9 @@ class TpeAgent(OptunaAgent):
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         import optuna
 
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True,
-                                          constant_liar=True)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=8, multivariate=True, constant_liar=True
+        )
 
 
 class GpAgent(OptunaAgent):

@@ -46,8 +46,12 @@ def hypervolume(values: Floats, reference: Sequence[float], maximise: Sequence[b
 
 def usable(outcome: Outcome) -> bool:
     """Whether an outcome can stand on a front: evaluated to the end, feasible, a finite metric."""
-    return (outcome.feasible and not outcome.stopped_early and outcome.accuracy is not None
-            and bool(np.isfinite(outcome.accuracy)))
+    return (
+        outcome.feasible
+        and not outcome.stopped_early
+        and outcome.accuracy is not None
+        and bool(np.isfinite(outcome.accuracy))
+    )
 
 
 def front(outcomes: Sequence[Outcome], problem: Problem, cost: str = "latency_ms") -> list[int]:
@@ -61,8 +65,10 @@ def front(outcomes: Sequence[Outcome], problem: Problem, cost: str = "latency_ms
         return []
     table = np.array([[_gain(outcomes[k], problem), outcomes[k].costs[cost]] for k in rows])
     mask = front_mask(table, (True, False))
-    return sorted((k for k, on in zip(rows, mask, strict=True) if on),
-                  key=lambda k: (-_gain(outcomes[k], problem), outcomes[k].costs[cost]))
+    return sorted(
+        (k for k, on in zip(rows, mask, strict=True) if on),
+        key=lambda k: (-_gain(outcomes[k], problem), outcomes[k].costs[cost]),
+    )
 
 
 def best(outcomes: Sequence[Outcome], problem: Problem) -> int | None:
@@ -71,8 +77,11 @@ def best(outcomes: Sequence[Outcome], problem: Problem) -> int | None:
     Objective "accuracy": best metric, then least latency, then smallest size, then first come.
     Objective "latency": least latency among those that hold the drop, then best metric.
     """
-    rows = [k for k, o in enumerate(outcomes)
-            if usable(o) and o.accuracy is not None and problem.holds_drop(o.accuracy)]
+    rows = [
+        k
+        for k, o in enumerate(outcomes)
+        if usable(o) and o.accuracy is not None and problem.holds_drop(o.accuracy)
+    ]
     key = problem.budget.latency_key
 
     def rank(k: int) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
-"""Exact costs of many policies at once, with a memo: what agents repair and choose with."""
+"""Costs of many policies at once, with a memo: what agents repair and choose with."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from compressors.policy import ResolvedPolicy
 
-from .contract import Budget, Costs, Problem
+from .contract import LIMITS, Budget, Costs, Problem
 
 #: Value index of every coordinate, shape (d,), or of several policies, shape (P, d).
 Indices = NDArray[np.int64]
@@ -18,7 +19,10 @@ MEMO = 60_000
 
 
 class Pricer:
-    """Prices value indices of a problem's space. The memo never changes an answer, only its time."""
+    """Prices value indices of a problem's space. The memo never changes an answer, only its time.
+
+    Prices are the problem's estimates where it has any; ``exact`` are its costs.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -49,7 +53,8 @@ class Pricer:
             if len(self._memo) + len(unknown) > MEMO:
                 self._memo.clear()
                 unknown = {k: i for i, k in enumerate(keys)}
-            priced = self.problem.costs([self.policy(indices[i]) for i in unknown.values()])
+            quick = self.problem.estimates or self.problem.costs
+            priced = quick([self.policy(indices[i]) for i in unknown.values()])
             self.priced += len(unknown)
             self._names = tuple(sorted(priced))
             rows = np.stack([np.asarray(priced[n], dtype=float) for n in self._names], axis=1)
@@ -58,6 +63,21 @@ class Pricer:
             return {n: np.zeros(0) for n in (self._names or ("latency_ms",))}
         table = np.stack([self._memo[k] for k in keys])
         return {n: table[:, j] for j, n in enumerate(self._names)}
+
+    def exact(self, indices: Indices) -> dict[str, float]:
+        """Exact costs of one policy (d,), by name."""
+        return {k: float(v[0]) for k, v in self.problem.costs([self.policy(indices)]).items()}
+
+    def tightened(self, indices: Indices, exact: dict[str, float]) -> Budget:
+        """The budget by whose estimates this policy holds just when it holds by exact costs."""
+        estimated = self.price(indices[None])
+        limits = {}
+        for field, cost in LIMITS.items():
+            limit = getattr(self.budget, field)
+            key = self.budget.latency_key if cost == "latency_ms" else cost
+            if limit is not None and exact[key] > 0:
+                limits[field] = float(limit * min(1.0, estimated[key][0] / exact[key]) * 0.995)
+        return replace(self.budget, **limits)
 
     def latency(self, indices: Indices) -> NDArray[np.float64]:
         """The latency that the budget judges, ms, shape (P,)."""
@@ -99,7 +119,7 @@ class Pricer:
             np.fill_diagonal(low, 0)
             costs = self.price(np.concatenate([ref[None], high, low]))
             for name, c in costs.items():
-                share = np.nan_to_num((c[1:d + 1] - c[d + 1:]) / max(float(c[0]), 1e-300) / 2)
+                share = np.nan_to_num((c[1 : d + 1] - c[d + 1 :]) / max(float(c[0]), 1e-300) / 2)
                 found[name] = found.get(name, 0.0) + share
         return found
 

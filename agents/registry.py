@@ -14,15 +14,24 @@ DEFAULT = "local-search"
 
 #: Name to (module, class, one line).
 _BUILT_IN: dict[str, tuple[str, str, str]] = {
-    "local-search": ("agents.local_search", "LocalSearchAgent",
-                     "surrogate-assisted local search along the budget (default)"),
+    "local-search": (
+        "agents.local_search",
+        "LocalSearchAgent",
+        "surrogate-assisted local search along the budget (default)",
+    ),
     "tpe": ("agents.optuna_agents", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.optuna_agents", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
     "nsga2": ("agents.optuna_agents", "Nsga2Agent", "NSGA-II over accuracy and latency (Optuna)"),
-    "random": ("agents.random_", "RandomAgent",
-               "uniformly random policies, repaired to the budget (baseline)"),
-    "uniform": ("agents.uniform", "UniformAgent",
-                "the same keep ratio and bits everywhere, nearest to the budget first (baseline)"),
+    "random": (
+        "agents.random_",
+        "RandomAgent",
+        "uniformly random policies, repaired to the budget (baseline)",
+    ),
+    "uniform": (
+        "agents.uniform",
+        "UniformAgent",
+        "the same keep ratio and bits everywhere, nearest to the budget first (baseline)",
+    ),
 }
 _ADDED: dict[str, tuple[Factory, str]] = {}
 

@@ -64,8 +64,11 @@ def shrink(pricer: Pricer, start: Indices, budget: Budget, loss: Floats, free: M
     for excess, name in zip(violated, budget.limits, strict=True):
         saving += min(float(excess), 10.0) * pricer.savings[name]
     keys = step_keys(pricer, loss, saving)
-    steps = [(float(keys[i][pricer.top[i] - v]), int(i))
-             for i in np.flatnonzero(free) for v in range(start[i], 0, -1)]
+    steps = [
+        (float(keys[i][pricer.top[i] - v]), int(i))
+        for i in np.flatnonzero(free)
+        for v in range(start[i], 0, -1)
+    ]
     found = _first_feasible(pricer, budget, _path(start, [i for _, i in sorted(steps)], -1))
     if found is not None:
         return found
@@ -78,16 +81,20 @@ def shrink(pricer: Pricer, start: Indices, budget: Budget, loss: Floats, free: M
     return None
 
 
-def grow(pricer: Pricer, start: Indices, budget: Budget, loss: Floats, free: Mask,
-         rounds: int = 2) -> Indices:
+def grow(
+    pricer: Pricer, start: Indices, budget: Budget, loss: Floats, free: Mask, rounds: int = 2
+) -> Indices:
     """Spend what the budget leaves: raise coordinates of a feasible point while it stays feasible."""
     if not budget.limits:
         return start
     excess = budget.violations(pricer.price(start[None]))[0]
     keys = step_keys(pricer, loss, pricer.savings[list(budget.limits)[int(np.argmax(excess))]])
     free = free & np.isin(pricer.kinds, GROWABLE)
-    steps = [(-float(keys[i][pricer.top[i] - v - 1]), int(i))
-             for i in np.flatnonzero(free) for v in range(start[i], pricer.top[i])]
+    steps = [
+        (-float(keys[i][pricer.top[i] - v - 1]), int(i))
+        for i in np.flatnonzero(free)
+        for v in range(start[i], pricer.top[i])
+    ]
     point = _last_feasible(pricer, budget, _path(start, [i for _, i in sorted(steps)], +1))
     for _ in range(rounds):
         open_ = [int(i) for i in np.flatnonzero(free & (point < pricer.top))]
@@ -103,9 +110,16 @@ def grow(pricer: Pricer, start: Indices, budget: Budget, loss: Floats, free: Mas
     return point
 
 
-def repair(pricer: Pricer, start: Indices, *, budget: Budget | None = None, loss: Floats | None = None,
-           rng: np.random.Generator | None = None, frozen: Mask | None = None,
-           refill: bool = True) -> Indices | None:
+def repair(
+    pricer: Pricer,
+    start: Indices,
+    *,
+    budget: Budget | None = None,
+    loss: Floats | None = None,
+    rng: np.random.Generator | None = None,
+    frozen: Mask | None = None,
+    refill: bool = True,
+) -> Indices | None:
     """A feasible point near ``start``, grown back to the budget; None when none is found.
 
     ``loss`` (d,): expected loss of each coordinate (default: the problem's sensitivities, or a prior);
@@ -167,30 +181,33 @@ def anchors(pricer: Pricer) -> tuple[Indices, Indices]:
     return pricer.anchors
 
 
-def smallest_reachable(problem: Problem,
-                       pricer: Pricer | None = None) -> tuple[dict[str, float], ResolvedPolicy]:
+def smallest_reachable(
+    problem: Problem, pricer: Pricer | None = None
+) -> tuple[dict[str, float], ResolvedPolicy]:
     """Costs and policy of the least latency found (point or risk bound, as the budget judges it).
 
     Deterministic; some thousand predictions and no evaluation.
     """
     own = pricer or Pricer(problem)
     point = anchors(own)[1]
-    return {k: float(v[0]) for k, v in own.price(point[None]).items()}, own.policy(point)
+    return own.exact(point), own.policy(point)
 
 
 def require_feasible(problem: Problem, pricer: Pricer | None = None) -> None:
     """Raise NothingFeasibleError (exit code 4) when no policy found holds the budget."""
     own = pricer or Pricer(problem)
     tight, least = anchors(own)
-    if own.feasible(np.stack([tight, least])).any():
+    costs = own.exact(tight)
+    lowest = own.exact(least)
+    if not problem.budget.why_not(costs) or not problem.budget.why_not(lowest):
         return
-    costs = {k: float(v[0]) for k, v in own.price(tight[None]).items()}
     key = problem.budget.latency_key
-    smallest = float(own.latency(least[None])[0])
+    smallest = lowest[key]
     raise NothingFeasibleError(
         f"nothing feasible: at best {problem.budget.why_not(costs)}. "
         f"Smallest reachable {key}: {smallest:.4g}.\n"
-        "Raise the limit, or give the search more methods, fewer bits or a smaller --min-keep.")
+        "Raise the limit, or give the search more methods, fewer bits or a smaller --min-keep."
+    )
 
 
 def _corners(pricer: Pricer) -> list[Indices]:

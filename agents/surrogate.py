@@ -39,7 +39,7 @@ def recent_and_best(gain: Floats, most: int = HISTORY) -> NDArray[np.int64]:
     if n <= most:
         return np.arange(n)
     late = np.arange(n - most // 2, n)
-    early = np.argsort(-gain[:n - most // 2], kind="stable")[:most - most // 2]
+    early = np.argsort(-gain[: n - most // 2], kind="stable")[: most - most // 2]
     return np.sort(np.concatenate([early, late]))
 
 

@@ -66,8 +66,10 @@ def problems() -> Iterator[tuple[str, Problem]]:
     yield "size", toy_problem(space, budget=Budget(max_size_bytes=base["size_bytes"] * 0.1))
     yield "memory", toy_problem(space, budget=Budget(max_memory_bytes=base["memory_bytes"] * 0.4))
     yield "energy", toy_problem(space, budget=Budget(max_energy_mj=base["energy_mj"] * 0.2))
-    yield "macs and latency", toy_problem(space, budget=Budget(base["latency_ms"] * 0.5,
-                                                               max_macs=base["macs"] * 0.4))
+    yield (
+        "macs and latency",
+        toy_problem(space, budget=Budget(base["latency_ms"] * 0.5, max_macs=base["macs"] * 0.4)),
+    )
     yield "no limit", toy_problem(space, budget=Budget())
     yield "least latency", toy_problem(space, budget=Budget(max_drop=3.0), objective="latency")
     yield "lower is better", toy_problem(space, share=0.4, higher_is_better=False)
@@ -121,8 +123,10 @@ def check_determinism(factory: Factory, evaluations: int) -> None:
 
 def check_replay(factory: Factory, evaluations: int) -> None:
     """An agent brought back from a journal goes on as the undisturbed one, at every cut."""
-    for problem in (toy_problem(toy_space(2), share=0.3),
-                    toy_problem(toy_space(2), budget=Budget(max_drop=3.0), objective="latency")):
+    for problem in (
+        toy_problem(toy_space(2), share=0.3),
+        toy_problem(toy_space(2), budget=Budget(max_drop=3.0), objective="latency"),
+    ):
         score = score_of(problem)
         whole = run(factory(problem, 1), problem, evaluations, score)
         for cut in {0, 1, len(whole) // 2, max(0, len(whole) - 1)}:
@@ -155,8 +159,10 @@ def check_replay_with_suggestions_out(factory: Factory, evaluations: int) -> Non
 def json_round_trip(log: list[tuple[Suggestion, Outcome | None]]) -> list[tuple[Suggestion, Outcome | None]]:
     """A history written to JSON and read back, as a journal would."""
     text = json.dumps([(s.to_dict(), o.to_dict() if o is not None else None) for s, o in log])
-    return [(Suggestion.from_dict(s), Outcome.from_dict(o) if o is not None else None)
-            for s, o in json.loads(text)]
+    return [
+        (Suggestion.from_dict(s), Outcome.from_dict(o) if o is not None else None)
+        for s, o in json.loads(text)
+    ]
 
 
 def check_any_order(factory: Factory, evaluations: int) -> None:
@@ -201,9 +207,13 @@ def check_odd_outcomes(factory: Factory, evaluations: int) -> None:
         for s in agent.suggest(1):
             outcome = toy_outcome(problem, s.policy, score(s))
             odd: tuple[dict[str, Any], ...] = (
-                {}, {"accuracy": None, "feasible": False, "why": "not evaluated"},
-                {"accuracy": float("nan")}, {"stopped_early": True},
-                {"feasible": False, "why": "priced again"}, {"costs": {}})
+                {},
+                {"accuracy": None, "feasible": False, "why": "not evaluated"},
+                {"accuracy": float("nan")},
+                {"stopped_early": True},
+                {"feasible": False, "why": "priced again"},
+                {"costs": {}},
+            )
             agent.update(s, dataclasses.replace(outcome, **odd[k % len(odd)]))
     known = run(factory(problem, 5), problem, 4, score)
     warm = factory(problem, 0)
@@ -213,6 +223,11 @@ def check_odd_outcomes(factory: Factory, evaluations: int) -> None:
 
 
 CHECKS: tuple[Callable[[Factory, int], None], ...] = (
-    check_contract, check_determinism, check_replay, check_replay_with_suggestions_out, check_any_order,
-    check_exhaustion, check_odd_outcomes,
+    check_contract,
+    check_determinism,
+    check_replay,
+    check_replay_with_suggestions_out,
+    check_any_order,
+    check_exhaustion,
+    check_odd_outcomes,
 )

@@ -43,12 +43,15 @@ def toy_structure(blocks: int = 3, width: int = 32) -> Structure:
     found: list[Block] = []
     for k in range(blocks):
         a, b, inner = f"b{k}a", f"b{k}b", f"g{k}"
-        nodes += [Node("conv", a, (f"t{k}", f"{a}.w"), (f"h{k}",)),
-                  Node("conv", b, (f"h{k}", f"{b}.w"), (f"r{k}",)),
-                  Node("add", f"add{k}", (f"t{k}", f"r{k}"), (f"t{k + 1}",))]
+        nodes += [
+            Node("conv", a, (f"t{k}", f"{a}.w"), (f"h{k}",)),
+            Node("conv", b, (f"h{k}", f"{b}.w"), (f"r{k}",)),
+            Node("add", f"add{k}", (f"t{k}", f"r{k}"), (f"t{k + 1}",)),
+        ]
         layers += [_layer(a, width, width), _layer(b, width, width)]
-        groups.append(ChannelGroup(inner, width, {(f"{a}.w", 0): _units(width), (f"{b}.w", 1): _units(width)},
-                                   (a, b)))
+        groups.append(
+            ChannelGroup(inner, width, {(f"{a}.w", 0): _units(width), (f"{b}.w", 1): _units(width)}, (a, b))
+        )
         trunk |= {(f"{a}.w", 1): _units(width), (f"{b}.w", 0): _units(width)}
         sizes[f"{a}.w"] = _weight(DimSize(0, ((inner, 1),)), DimSize(0, (("trunk", 1),)))
         sizes[f"{b}.w"] = _weight(DimSize(0, (("trunk", 1),)), DimSize(0, ((inner, 1),)))
@@ -58,9 +61,13 @@ def toy_structure(blocks: int = 3, width: int = 32) -> Structure:
     tensors.append(TensorGroup("trunk", tuple(residual)))
     groups.append(ChannelGroup("trunk", width, trunk, tuple(x.name for x in layers)))
     names = ["x", *(t for n in nodes for t in n.outputs)]
-    graph = Graph(tuple(nodes), ("x",), (f"t{blocks}",),
-                  {t: TensorType((-1, 3 if t == "x" else width, 8, 8)) for t in names},
-                  {x.weight: TensorType(x.weight_shape) for x in layers})
+    graph = Graph(
+        tuple(nodes),
+        ("x",),
+        (f"t{blocks}",),
+        {t: TensorType((-1, 3 if t == "x" else width, 8, 8)) for t in names},
+        {x.weight: TensorType(x.weight_shape) for x in layers},
+    )
     return Structure(graph, tuple(layers), tuple(groups), tuple(tensors), tuple(found), sizes)
 
 
@@ -93,8 +100,14 @@ class ToyCosts:
     def __call__(self, policies: Sequence[ResolvedPolicy]) -> Costs:
         rows = np.array([self._row(p) for p in policies]).reshape(len(policies), 5)
         latency, energy, size, memory, macs = rows.T
-        return {"latency_ms": latency, "latency_high_ms": latency * self.upper, "energy_mj": energy,
-                "size_bytes": size, "memory_bytes": memory, "macs": macs}
+        return {
+            "latency_ms": latency,
+            "latency_high_ms": latency * self.upper,
+            "energy_mj": energy,
+            "size_bytes": size,
+            "memory_bytes": memory,
+            "macs": macs,
+        }
 
     def _row(self, policy: ResolvedPolicy) -> tuple[float, float, float, float, float]:
         latency = energy = size = memory = total = 0.0
@@ -138,8 +151,12 @@ class ToyAccuracy:
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
-        names = [*(g.name for g in self.structure.groups), *(x.name for x in self.structure.layers),
-                 *(t.name for t in self.structure.tensor_groups), *(b.name for b in self.structure.blocks)]
+        names = [
+            *(g.name for g in self.structure.groups),
+            *(x.name for x in self.structure.layers),
+            *(t.name for t in self.structure.tensor_groups),
+            *(b.name for b in self.structure.blocks),
+        ]
         draws = np.exp(rng.uniform(np.log(0.02), np.log(1.0), size=len(names)))
         self._weights.update(zip(names, draws, strict=True))
         # The trunk is read by every block: pruning it hurts all of them.
@@ -150,8 +167,11 @@ class ToyAccuracy:
         if self.constant:
             return 0.5
         w, n = self._weights, max(1, len(self.structure.blocks))
-        loss = {g.name: w[g.name] * (1 - policy.kept[g.name] / g.size) ** 2
-                for g in self.structure.groups if g.name in policy.kept}
+        loss = {
+            g.name: w[g.name] * (1 - policy.kept[g.name] / g.size) ** 2
+            for g in self.structure.groups
+            if g.name in policy.kept
+        }
         total = 2.0 * sum(loss.values()) + sum(w[b] * 0.8 for b in policy.removed)
         total += sum(w[x] * 0.5 / (1.0 + sum(f.rank) / 8.0) for x, f in policy.factors.items())
         total += sum(w[x] * 0.3 * 4.0 ** (3 - b) for x, b in policy.weight_bits.items() if b <= 8)
@@ -161,17 +181,31 @@ class ToyAccuracy:
         return float(0.1 + 0.85 * np.exp(-1.5 * total / n))
 
 
-def toy_space(blocks: int = 3, width: int = 32, *, bits: Sequence[tuple[int, int]] = ((8, 8),),
-              methods: Sequence[str] = ("prune", "quantize", "factorize", "depth"),
-              granularity: int = 4) -> PolicySpace:
+def toy_space(
+    blocks: int = 3,
+    width: int = 32,
+    *,
+    bits: Sequence[tuple[int, int]] = ((8, 8),),
+    methods: Sequence[str] = ("prune", "quantize", "factorize", "depth"),
+    granularity: int = 4,
+) -> PolicySpace:
     """The policy space of `toy_structure`."""
-    return PolicySpace(toy_structure(blocks, width),
-                       Abilities(granularity=granularity, precisions=tuple(bits), methods=frozenset(methods)))
+    return PolicySpace(
+        toy_structure(blocks, width),
+        Abilities(granularity=granularity, precisions=tuple(bits), methods=frozenset(methods)),
+    )
 
 
-def toy_problem(space: PolicySpace | None = None, *, budget: Budget | None = None, share: float = 0.4,
-                conversion: float = 0.0, objective: Objective = "accuracy", evaluations: int = 60,
-                higher_is_better: bool = True) -> Problem:
+def toy_problem(
+    space: PolicySpace | None = None,
+    *,
+    budget: Budget | None = None,
+    share: float = 0.4,
+    conversion: float = 0.0,
+    objective: Objective = "accuracy",
+    evaluations: int = 60,
+    higher_is_better: bool = True,
+) -> Problem:
     """A problem whose latency budget is ``share`` of the uncompressed network's, unless one is given."""
     own = space if space is not None else toy_space()
     costs = ToyCosts(own.structure, conversion=conversion)
