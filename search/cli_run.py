@@ -16,6 +16,7 @@ from search.errors import UsageError
 if TYPE_CHECKING:
     from search.config import RunConfig
     from search.console import Progress
+    from search.results import Results
 
 
 def _option(panel: str, text: str, metavar: str | None = None, *names: str) -> Any:
@@ -165,8 +166,24 @@ def run_all(config: RunConfig) -> None:
         documents.append(result.results)
         if not session.json:
             say(render(result.results, result.folder, header=_wants_header(progress)))
+            if one.dry_run:
+                say(estimate(one, result.results))
     if session.json:
         answer(documents[0] if len(documents) == 1 else {"runs": documents}, str)
+
+
+def estimate(config: RunConfig, results: Results) -> str:
+    """How long the whole run would take, from what one evaluation took."""
+    from search.units import format_seconds
+
+    timings, done = results.get("timings") or {}, results["search"]["evaluated"]
+    each = timings.get("search", 0.0) / max(1, done)
+    search = min(each * config.evaluations / config.workers, config.timeout_seconds or float("inf"))
+    whole = sum(timings.values()) + search + config.recover_seconds
+    parts = (
+        f"{config.evaluations} evaluations of {each:.2f} s, recovery {format_seconds(config.recover_seconds)}"
+    )
+    return f"estimate  about {format_seconds(whole)} in all: {parts}"
 
 
 def _wants_header(progress: Progress) -> bool:

@@ -217,7 +217,11 @@ def draw_progress(plot: ProgressPlot) -> str:
             said = f"evaluation {n}: {value:.4g} {plot.unit}"
             axes.add(tag("circle", title=said, cx=axes.x(n), cy=axes.y(value), r=2.6, class_=f"dot {kind}"))
     if plot.best:
-        axes.add(tag("path", d=_stairs(plot.best, axes.x, axes.y), class_="line front"))
+
+        def held(value: float) -> float:
+            return min(axes.y(value), axes.bottom)
+
+        axes.add(tag("path", d=_stairs(plot.best, axes.x, held), class_="line front"))
     return axes.svg("best so far against evaluations")
 
 

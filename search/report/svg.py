@@ -135,6 +135,8 @@ def drawing(width: float, height: float, parts: Sequence[str], label: str) -> st
         "svg",
         "\n".join(parts),
         xmlns="http://www.w3.org/2000/svg",
+        width=width,
+        height=height,
         viewBox=f"0 0 {number(width)} {number(height)}",
         role="img",
         aria_label=label,

@@ -13,6 +13,7 @@ import pytest
 
 from search import doctor
 from search.cli import main
+from search.cli_run import estimate
 from search.cli_support import merged, stop_on_interrupt
 from search.config import make_config
 from search.journal import Journal
@@ -242,6 +243,16 @@ def test_first_interrupt_stops_softly_and_the_second_aborts() -> None:
 def test_zero_is_given_and_false_is_not() -> None:
     values = {"seed": 0, "risk": 0.0, "strict": False, "skip": [], "task": None, "data": ""}
     assert merged(values) == {"seed": 0, "risk": 0.0, "data": ""}
+
+
+def test_dry_run_estimates_the_time() -> None:
+    results = example(timings={"search": 0.5, "baselines": 10.0})
+    results["search"]["evaluated"] = 1
+    config = make_config({"target": "local", "evaluations": 100, "workers": 2, "recover": "30s"})
+    assert estimate(config, results).startswith("estimate  about 1:06 in all")  # 10.5 + 0.5 * 100 / 2 + 30
+    short = config.model_copy(update={"timeout": "5s"})
+    assert "about 0:46 in all" in estimate(short, results)
+    assert "100 evaluations of 0.50 s" in estimate(config, results)
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
