@@ -121,18 +121,22 @@ def factor_shapes(layer: Layer, shape: tuple[int, ...], factor: Factor) -> list[
     return [(r_in, cin, *ones), (r_out, r_in, *kernel), (cout, r_out, *ones)]
 
 
+def full_rank(shape: tuple[int, ...], method: str) -> tuple[int, ...]:
+    """Ranks at which a factorisation of a weight of this shape loses nothing."""
+    first, second, kernel = shape[0], shape[1], shape[2:]
+    if method == "tucker2":
+        return (second, first)
+    if method == "spatial":
+        return (min(second * kernel[0], first * kernel[1]),)
+    return (min(second * math.prod(kernel), first),)
+
+
 def _resolve_rank(
     structure: Structure, layer: Layer, full: Mapping[str, int], wanted: tuple[str, float]
 ) -> Factor | None:
     method, ratio = wanted
     shape = _sizes(structure, layer, full)
-    cout, cin, kernel = shape[0], shape[1], shape[2:]
-    if method == "tucker2":
-        factor = Factor(method, (_rank(ratio, cin), _rank(ratio, cout)))
-    elif method == "spatial":
-        factor = Factor(method, (_rank(ratio, min(cin * kernel[0], cout * kernel[1])),))
-    else:
-        factor = Factor("svd", (_rank(ratio, min(cin * math.prod(kernel), cout)),))
+    factor = Factor(method, tuple(_rank(ratio, r) for r in full_rank(shape, method)))
     dense = math.prod(shape)
     shapes = factor_shapes(layer, shape, factor)
     if sum(math.prod(s) for s in shapes) >= dense:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import PolicyError, near
 from .graph import Layer, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
-from .resolve import Numerics, resolve
+from .resolve import Numerics, full_rank, resolve, weight_shape
 
 #: Ratios of the full rank that are offered, smaller is cheaper.
 RANK_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.125)
@@ -207,6 +207,22 @@ class PolicySpace:
                     f"the policy keeps {kept} channels of group {name!r}, "
                     f"which has {self.structure.group[name].size}."
                 )
+        for name, factor in policy.factors.items():
+            self._check_factor(policy, self.structure.layer[name], factor)
+
+    def _check_factor(self, policy: ResolvedPolicy, layer: Layer, factor: Factor) -> None:
+        methods = dict.fromkeys(m for m, _ in _rank_values(layer)) if "rank" not in layer.fixed else {}
+        if factor.method not in methods:
+            offered = (
+                f"it takes {', '.join(methods)}" if methods else layer.fixed.get("rank", "it takes none")
+            )
+            raise PolicyError(f"layer {layer.name!r} cannot be factorised by {factor.method!r}: {offered}.")
+        most = full_rank(weight_shape(self.structure, layer, policy.kept), factor.method)
+        if any(r > m for r, m in zip(factor.rank, most, strict=True)):
+            raise PolicyError(
+                f"the policy gives layer {layer.name!r} rank {list(factor.rank)}; "
+                f"with the channels it keeps at most {list(most)} is possible."
+            )
 
 
 def _rank_distance(value: object, wanted: tuple[str, float]) -> float:
