@@ -18,6 +18,7 @@ from hw_profiles.target import Target, load_target
 
 from .abilities import abilities_of
 from .errors import InputError
+from .estimate import Estimator
 from .lowering import Lowering
 from .score import Score, Scorer, interval
 from .study import priced
@@ -41,6 +42,7 @@ class Setup:
     base_costs: dict[str, float]
     base_score: Score
     budget: Budget
+    estimator: Estimator | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -54,21 +56,28 @@ class Setup:
             higher_is_better=self.task.metric.higher_is_better,
             objective=self.config.objective,
             evaluations=self.config.evaluations,
+            estimates=self.estimates if self.estimator is not None else None,
         )
+
+    def estimates(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
+        """Quick estimates of what `costs` gives, by which agents propose."""
+        if self.estimator is None:
+            return self.costs(policies)
+        table = self.estimator.costs(policies)
+        if self.config.risk is not None:
+            table["latency_high_ms"] = table["latency_ms"] * self.lowering.predictor.quantile_factor(
+                self.config.risk
+            )
+        return table
 
     def costs(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
         """Prices of many policies; with a risk, ``latency_high_ms`` is the bound at that confidence."""
         table = dict(self.lowering.costs(policies))
-        if self.budget_risk is not None:
+        if self.config.risk is not None:
             table["latency_high_ms"] = table["latency_ms"] * self.lowering.predictor.quantile_factor(
-                self.budget_risk
+                self.config.risk
             )
         return table
-
-    @property
-    def budget_risk(self) -> float | None:
-        """The confidence whose upper bound is judged, None for the point estimate."""
-        return self.config.risk
 
     def corrected(self, predictor: Predictor) -> None:
         """Take a corrected predictor: prices, base costs and a relative budget follow."""
@@ -130,6 +139,8 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     )
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
+    if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template
+        setup.estimator = Estimator.learned(space, lowering)
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
 

@@ -1,0 +1,349 @@
+"""Quick estimates of costs for any policy, composed of kernels that exact templates were seen to have.
+
+A new structural signature costs a question to the runtime (some 10 ms). An agent weighs hundreds of
+policies for one suggestion, so it proposes by these estimates and checks what it suggests by exact costs.
+A site is a layer or a tensor of the uncompressed network. Which kernels run there depends on little: the
+bits around it, its factorisation, the alignment of its channels, the layout of its neighbours. From the
+templates of a fixed set of policies the estimator learns, site by site, which kernels go with which
+of these local keys; a policy is then the sum of its sites. Deterministic: the same space, target and
+predictor give the same estimates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressors.graph import Layer, Node, Structure
+from compressors.policy import FACTOR_METHODS, FLOAT, ResolvedPolicy
+from compressors.resolve import factor_shapes, fused_output
+from compressors.space import PolicySpace
+from hw_profiles.kernel import COLUMNS, KernelBatch, KernelKind
+
+from .lowering import Lowering
+from .lowering_template import Formulas, SymbolicKernel, cell
+
+Array = NDArray[np.float64]
+Key = tuple[Any, ...]
+
+#: Policies whose templates are learned from, and how many more judge the estimates.
+LEARNED, JUDGED = 72, 16
+_RANKS = max(FACTOR_METHODS.values())
+
+
+@dataclass
+class _Seen:
+    """Kernels seen at one site under one local key: the most frequent set, compiled over all value names."""
+
+    kinds: tuple[KernelKind, ...]
+    columns: Formulas
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A place kernels belong to: its own layer if it is one, and the layers next to it."""
+
+    name: str
+    layer: Layer | None
+    group: str
+    neighbours: tuple[str, ...]
+
+
+@dataclass
+class Estimator:
+    """Estimates latency (and energy) of policies of one space; sizes and MACs are computed.
+
+    ``factor`` is the median of exact over estimated latency on policies not learned from, ``error`` the
+    median relative error left after it.
+    """
+
+    space: PolicySpace
+    lowering: Lowering
+    factor: float = 1.0
+    error: float = 0.0
+    _sites: dict[str, _Site] = field(default_factory=dict, repr=False)
+    _seen: dict[str, dict[Key, _Seen]] = field(default_factory=dict, repr=False)
+    _nearest: dict[tuple[str, Key], _Seen | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def learned(cls, space: PolicySpace, lowering: Lowering) -> Estimator:
+        """An estimator that has seen the templates of a fixed set of policies."""
+        found = cls(space, lowering)
+        rng = np.random.default_rng(20_240_229)
+        policies = _training(space, rng, LEARNED)
+        found._learn(policies)
+        judged = _training(space, rng, JUDGED)
+        found._judge(judged)
+        return found
+
+    def costs(self, policies: Sequence[ResolvedPolicy]) -> dict[str, Array]:
+        """latency_ms, size_bytes, macs and, where the target has it, energy_mj; each (P,)."""
+        latency, energy, macs = self._summed(policies)
+        found = {
+            "latency_ms": latency * self.factor,
+            "macs": macs / self.lowering.batch,
+            "size_bytes": np.array([self._size(p) for p in policies]),
+        }
+        if energy is not None:
+            found["energy_mj"] = energy
+        return found
+
+    # -- learning
+
+    def _learn(self, policies: Sequence[ResolvedPolicy]) -> None:
+        names = self._names()
+        votes: dict[tuple[str, Key], Counter[tuple[str, ...]]] = {}
+        texts: dict[tuple[str, ...], tuple[SymbolicKernel, ...]] = {}
+        for policy in policies:
+            states = self._states(policy)
+            by_site: dict[str, list[SymbolicKernel]] = {}
+            for k in self.lowering.template(policy).kernels:
+                by_site.setdefault(k.kind.layer, []).append(k)
+            for name in {*by_site, *self._sites}:
+                site = self._site(name)
+                kernels = by_site.get(name, [])
+                text = tuple(repr((k.kind, sorted(k.cells.items()))) for k in kernels)
+                texts.setdefault(text, tuple(kernels))
+                votes.setdefault((name, self._key(site, states, policy)), Counter())[text] += 1
+        for (name, key), counted in votes.items():
+            chosen = texts[counted.most_common(1)[0][0]]
+            self._seen.setdefault(name, {})[key] = _compiled(chosen, names)
+
+    def _judge(self, policies: Sequence[ResolvedPolicy]) -> None:
+        exact = self.lowering.costs(policies)["latency_ms"]
+        ratio = exact / np.maximum(self._summed(policies)[0], 1e-12)
+        self.factor = float(np.median(ratio))
+        self.error = float(np.median(np.abs(ratio / self.factor - 1.0)))
+
+    # -- local keys
+
+    def _site(self, name: str) -> _Site:
+        found = self._sites.get(name)
+        if found is None:
+            structure = self.space.structure
+            layer = structure.layer.get(name)
+            tensor = _tensor_of(structure, name)
+            found = self._sites[name] = _Site(
+                name, layer, structure.tensor_group_of.get(tensor, ""), _neighbours(structure, name, tensor)
+            )
+        return found
+
+    def _states(self, policy: ResolvedPolicy) -> dict[str, Key]:
+        """State of every layer: gone, or method, bits around it, alignment of its channels if float."""
+        structure = self.space.structure
+        around = structure.__dict__.setdefault("_groups_around", {})
+        found: dict[str, Key] = {}
+        for layer in structure.layers:
+            bits = policy.weight_bits.get(layer.name)
+            if bits is None:
+                found[layer.name] = ("gone",)
+                continue
+            groups = around.get(layer.nodes[0])
+            if groups is None:
+                node = structure.graph.by_name[layer.nodes[0]]
+                ends = (node.inputs[0], fused_output(structure.graph, node))
+                groups = around[layer.nodes[0]] = tuple(structure.tensor_group_of.get(t, "") for t in ends)
+            method = policy.factors[layer.name].method if layer.name in policy.factors else ""
+            a_in, a_out = (policy.act_bits.get(g, FLOAT) for g in groups)
+            if bits != FLOAT:
+                found[layer.name] = ("int", method, bits, a_in, a_out)
+            else:
+                found[layer.name] = ("float", method, a_in, a_out, *self._alignment(layer, policy))
+        return found
+
+    def _alignment(self, layer: Layer, policy: ResolvedPolicy) -> tuple[int, ...]:
+        if self.lowering.target.runtime.templates != "host":
+            return ()
+        kept = policy.kept
+        out = []
+        for size in self.space.structure.sizes[layer.weight][:2]:
+            n = size.const + sum(m * kept.get(g, 0) for g, m in size.mult)
+            out.append(0 if n % 16 == 0 else 1 if n % 4 == 0 else 2)
+        factor = policy.factors.get(layer.name)
+        if factor is not None:
+            out += [0 if r % 16 == 0 else 1 if r % 4 == 0 else 2 for r in factor.rank]
+        return tuple(out)
+
+    def _key(self, site: _Site, states: Mapping[str, Key], policy: ResolvedPolicy) -> Key:
+        near = tuple(_layout(states[n]) for n in site.neighbours)
+        if site.layer is not None:
+            return (*states[site.layer.name], "|", *near)
+        return (policy.act_bits.get(site.group, 0), "|", *near)
+
+    def _known(self, name: str, key: Key) -> _Seen | None:
+        """What was seen under a key, or under the most similar one (ties: the first in order of text)."""
+        seen = self._seen.get(name)
+        if not seen:
+            return None
+        if key in seen:
+            return seen[key]
+        asked = (name, key)
+        if asked not in self._nearest:
+            best = min(seen, key=lambda k: (_distance(k, key), repr(k)))
+            self._nearest[asked] = seen[best]
+        return self._nearest[asked]
+
+    # -- summing
+
+    def _names(self) -> list[str]:
+        structure = self.space.structure
+        ranks = [f"rank:{x.name}:{i}" for x in structure.layers for i in range(_RANKS)]
+        return [*(g.name for g in structure.groups), *ranks]
+
+    def _values(self, policies: Sequence[ResolvedPolicy]) -> Array:
+        structure = self.space.structure
+        rows = []
+        for p in policies:
+            row: list[int] = [p.kept.get(g.name, g.size) for g in structure.groups]
+            for x in structure.layers:
+                rank = p.factors[x.name].rank if x.name in p.factors else ()
+                row += [*rank, *[0] * (_RANKS - len(rank))]
+            rows.append(row)
+        return np.array(rows, dtype=np.float64).reshape(len(policies), -1)
+
+    def _summed(self, policies: Sequence[ResolvedPolicy]) -> tuple[Array, Array | None, Array]:
+        if not len(policies):
+            return np.zeros(0), np.zeros(0), np.zeros(0)
+        values = self._values(policies)
+        groups: dict[int, tuple[_Seen, list[int]]] = {}
+        for i, policy in enumerate(policies):
+            states = self._states(policy)
+            for name in self._seen:
+                seen = self._known(name, self._key(self._sites[name], states, policy))
+                if seen is not None and seen.kinds:
+                    groups.setdefault(id(seen), (seen, []))[1].append(i)
+        buckets: dict[KernelKind, list[tuple[NDArray[np.intp], Array]]] = {}
+        for seen, members in groups.values():
+            rows = np.array(members, dtype=np.intp)
+            table = seen.columns(values[rows])
+            for j, kind in enumerate(seen.kinds):
+                buckets.setdefault(kind, []).append((rows, table[:, j :: len(seen.kinds)]))
+        return self._priced(buckets, len(policies))
+
+    def _priced(
+        self, buckets: Mapping[KernelKind, list[tuple[NDArray[np.intp], Array]]], count: int
+    ) -> tuple[Array, Array | None, Array]:
+        latency, energy, macs = np.zeros(count), np.zeros(count), np.zeros(count)
+        has_energy = True
+        fixed = 0.0
+        for kind, parts in buckets.items():
+            rows = np.concatenate([r for r, _ in parts])
+            table = np.concatenate([t for _, t in parts])
+            batch = KernelBatch((kind,), {c: table[:, [i]] for i, c in enumerate(COLUMNS)})
+            found = self.lowering.predictor.predict(batch)
+            np.add.at(latency, rows, found.kernel_ms[:, 0])
+            np.add.at(macs, rows, batch.macs()[:, 0])
+            fixed = float(found.latency_ms[0] - found.kernel_ms[0].sum())
+            if found.energy_mj is None:
+                has_energy = False
+            else:
+                np.add.at(energy, rows, found.energy_mj)
+        return latency + fixed, energy if has_energy else None, macs
+
+    def _size(self, policy: ResolvedPolicy) -> float:
+        """Bytes stored: weights at their bits with a scale a channel, everything else at four bytes."""
+        structure = self.space.structure
+        full = {g.name: policy.kept.get(g.name, g.size) for g in structure.groups}
+        total = 0.0
+        for layer in structure.layers:
+            bits = policy.weight_bits.get(layer.name)
+            if bits is None:
+                continue
+            shape = tuple(d.at(full) for d in structure.sizes[layer.weight])
+            factor = policy.factors.get(layer.name)
+            for s in [shape] if factor is None else factor_shapes(layer, shape, factor):
+                total += float(np.prod(s)) * bits / 8 + (4.0 * s[0] if bits != FLOAT else 0.0)
+            total += 4.0 * shape[0]
+        return total
+
+
+def _training(space: PolicySpace, rng: np.random.Generator, count: int) -> list[ResolvedPolicy]:
+    """Policies that show every site in many states: uniform points, half of them mostly of one precision."""
+    found = [space.resolve(space.dense)] if count > JUDGED else []
+    kinds = np.array([c.kind for c in space.choices])
+    while len(found) < count:
+        x = rng.random(space.dimension)
+        number = len(found) % 4
+        if number:  # few blocks removed, few layers factorised: what searches look at
+            x[kinds == "removed"] = rng.random(int((kinds == "removed").sum())) * 0.6 + 0.4
+            rank = kinds == "rank"
+            x[rank] = np.where(rng.random(int(rank.sum())) < 0.7, 1.0, x[rank])
+        if number in (1, 2):
+            bits = (kinds == "act_bits") | (kinds == "weight_bits")
+            x[bits] = np.where(rng.random(int(bits.sum())) < 0.8, float(number == 1), x[bits])
+        found.append(space.resolve(space.decode(x)))
+    return found
+
+
+def _compiled(kernels: Sequence[SymbolicKernel], names: Sequence[str]) -> _Seen:
+    one = cell(1.0)
+    known = set(names)
+    usable = [
+        k
+        for k in kernels
+        if all(n in known for c in k.cells.values() for term in c for d in term for n, _ in d.mult)
+    ]
+    columns = Formulas([k.cells.get(c, one) for c in COLUMNS for k in usable], names)
+    return _Seen(tuple(replace(k.kind, layer="") for k in usable), columns)
+
+
+def _layout(state: Key) -> str:
+    if state[0] == "float":
+        return "float" + "".join(map(str, state[4:6]))
+    return str(state[0])
+
+
+def _distance(a: Key, b: Key) -> int:
+    """Number of places where two keys differ, the first ones counting more."""
+    width = max(len(a), len(b))
+    pairs = zip((*a, *[None] * (width - len(a))), (*b, *[None] * (width - len(b))), strict=True)
+    return sum((8 if i == 0 else 4 if i == 1 else 1) for i, (x, y) in enumerate(pairs) if x != y)
+
+
+def _tensor_of(structure: Structure, name: str) -> str:
+    """The tensor a site stands for: a layer's fused output, a node's output, or the tensor of that name."""
+    graph = structure.graph
+    layer = structure.layer.get(name)
+    if layer is not None:
+        return fused_output(graph, graph.by_name[layer.nodes[0]])
+    if name in graph.tensors:
+        return name
+    node = graph.by_name.get(name)
+    return node.outputs[0] if node is not None else ""
+
+
+def _neighbours(structure: Structure, name: str, tensor: str) -> tuple[str, ...]:
+    """Nearest layers around a tensor site; for a layer, those its output is added to or read by."""
+    graph = structure.graph
+    if not tensor or tensor not in graph.tensors:
+        return ()
+    own = structure.layer.get(name)
+    found: dict[str, None] = {}
+    _walk(structure, tensor, True, 3, found)
+    if own is None:
+        _walk(structure, tensor, False, 3, found)
+    found.pop(name, None)
+    return tuple(sorted(found))[:4] if own is None else tuple(sorted(found))[:2]
+
+
+def _walk(structure: Structure, tensor: str, forward: bool, depth: int, found: dict[str, None]) -> None:
+    graph = structure.graph
+    if depth == 0:
+        return
+    nodes: tuple[Node, ...] = (
+        graph.consumers.get(tensor, ())
+        if forward
+        else tuple(n for n in (graph.producer.get(tensor),) if n is not None)
+    )
+    for n in nodes:
+        layer = structure.layer_of_node.get(n.name)
+        if layer is not None:
+            found[layer.name] = None
+            continue
+        for t in n.outputs if forward else tuple(graph.activations_of(n)):
+            _walk(structure, t, forward, depth - 1, found)
