@@ -1,0 +1,83 @@
+"""Policies, the policy space, traced networks, and doing a policy to a network.
+
+Names are loaded when first asked for: the pure values (policy, space, structure) need no torch.
+Functions that share a module's name (`trace.trace`, `resolve.resolve`, `simulate.simulate`) live there.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .apply import Network, compress
+    from .compressed import Compressed
+    from .errors import CompressorError, NumericsError, PolicyError, TraceError
+    from .factorize import factorisation
+    from .graph import Graph, Structure
+    from .importance import criterion
+    from .policy import FLOAT, Factor, Policy, ResolvedPolicy
+    from .quantize import range_method
+    from .resolve import Numerics
+    from .simulate import answers
+    from .space import Abilities, PolicySpace
+    from .structure import structure_of
+
+_HOME = {
+    "Abilities": "space",
+    "Compressed": "compressed",
+    "CompressorError": "errors",
+    "FLOAT": "policy",
+    "Factor": "policy",
+    "Graph": "graph",
+    "Network": "apply",
+    "Numerics": "resolve",
+    "NumericsError": "errors",
+    "Policy": "policy",
+    "PolicyError": "errors",
+    "PolicySpace": "space",
+    "ResolvedPolicy": "policy",
+    "Structure": "graph",
+    "TraceError": "errors",
+    "answers": "simulate",
+    "compress": "apply",
+    "criterion": "importance",
+    "factorisation": "factorize",
+    "range_method": "quantize",
+    "structure_of": "structure",
+}
+
+__all__ = [
+    "FLOAT",
+    "Abilities",
+    "Compressed",
+    "CompressorError",
+    "Factor",
+    "Graph",
+    "Network",
+    "Numerics",
+    "NumericsError",
+    "Policy",
+    "PolicyError",
+    "PolicySpace",
+    "ResolvedPolicy",
+    "Structure",
+    "TraceError",
+    "answers",
+    "compress",
+    "criterion",
+    "factorisation",
+    "range_method",
+    "structure_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ TWELVE = tuple(networks())
 ODD = tuple(oddities())
 
 
-@lru_cache(maxsize=None)
+@cache
 def network_of(name: str) -> Network:
     """The named network, traced, with 16 calibration samples (as many as it takes when fixed)."""
     module, example = ALL[name]()

@@ -23,12 +23,12 @@ def norm_relu(channels: int) -> list[nn.Module]:
     return [nn.BatchNorm2d(channels), nn.ReLU()]
 
 
-def conv(cin: int, cout: int, k: int = 3, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Sequential:
+def conv(
+    cin: int, cout: int, k: int = 3, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> nn.Sequential:
     """Convolution that keeps the size (at stride 1), batch-norm, ReLU."""
     pad = dilation * (k - 1) // 2
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, k, stride, pad, dilation, groups, bias=False), *norm_relu(cout)
-    )
+    return nn.Sequential(nn.Conv2d(cin, cout, k, stride, pad, dilation, groups, bias=False), *norm_relu(cout))
 
 
 class Plain(nn.Module):
@@ -317,7 +317,9 @@ class Conv1dNet(nn.Module):
                 nn.Conv1d(cin, cout, k, stride, k // 2, bias=False), nn.BatchNorm1d(cout), nn.ReLU()
             )
 
-        self.body = nn.Sequential(layer(6, 16, 7, 2), nn.MaxPool1d(2), layer(16, 32, 5, 1), layer(32, 48, 3, 2))
+        self.body = nn.Sequential(
+            layer(6, 16, 7, 2), nn.MaxPool1d(2), layer(16, 32, 5, 1), layer(32, 48, 3, 2)
+        )
         self.head = nn.Sequential(nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:

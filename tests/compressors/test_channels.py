@@ -80,7 +80,9 @@ def test_removing_channels_means_setting_them_to_zero(name: str, seed: int) -> N
     outputs = run(small, prune(structure, network.weights, units), x, look)
     assert set(found) == set(expected)
     for t in found:
-        torch.testing.assert_close(found[t], expected[t], rtol=1e-4, atol=1e-5, msg=lambda m, t=t: f"{t}: {m}")
+        torch.testing.assert_close(
+            found[t], expected[t], rtol=1e-4, atol=1e-5, msg=lambda m, t=t: f"{t}: {m}"
+        )
     for a, b in zip(outputs, masked, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

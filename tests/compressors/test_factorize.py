@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -111,7 +112,7 @@ def test_error_does_not_grow_with_rank(name: str, method: str) -> None:
         small = reduced(network, policy)
         assert run(graph, small, (x,))[0].shape == module(x).shape
     assert hidden.shape[1] == 12
-    assert all(a >= b - 1e-9 for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a >= b - 1e-9 for a, b in itertools.pairwise(errors))
     assert errors[0] > 0.05
     assert errors[-1] < 1e-5
 

@@ -144,7 +144,9 @@ def test_a_batch_norm_called_several_times_gets_the_statistics_of_all_calls() ->
     run(graph, weights, network.calibration, norm_hook=look)
     everything = torch.cat(seen)
     assert len(seen) == 3
-    torch.testing.assert_close(weights["repeat.1.running_mean"], everything.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        weights["repeat.1.running_mean"], everything.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(
         weights["repeat.1.running_var"], everything.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5
     )

@@ -51,7 +51,9 @@ junk: st.SearchStrategy[Any] = st.recursive(
         st.integers(-9, 40).map(lambda i: i + 0.5),  # JSON Schema counts 8.0 as an integer, we do not
         st.text(max_size=3),
     ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 
@@ -147,7 +149,10 @@ def test_equality_is_by_value_and_order_does_not_matter() -> None:
         ({"schema_version": 2}, "schema_version is 2"),
         ({"groups": {"g": 0}}, "groups['g'] = 0"),
         ({"tensors": {"t": 9}}, "tensors['t'] = 9"),
-        ({"layers": {"l": {"weight_bits": 8, "factor": {"method": "cp", "rank": [1]}}}}, "svd, spatial, tucker2"),
+        (
+            {"layers": {"l": {"weight_bits": 8, "factor": {"method": "cp", "rank": [1]}}}},
+            "svd, spatial, tucker2",
+        ),
         ({"layers": {"l": {}}}, "weight_bits"),
         ({"extra": 1}, "unknown key 'extra'"),
         ({"removed": [3]}, "removed"),

@@ -206,8 +206,10 @@ def test_biases_are_integers_of_the_product_scale() -> None:
 def quantised(network: Network, weight_bits: int, scheme: str) -> tuple[PolicySpace, Policy]:
     """Everything to 8-bit activations and the given weight bits."""
     abilities = Abilities(
-        precisions=tuple((w, 8) for w in BITS), numerics=Numerics(activations=scheme), methods=frozenset({"quantize"})
-    )  # fmt: skip
+        precisions=tuple((w, 8) for w in BITS),
+        numerics=Numerics(activations=scheme),
+        methods=frozenset({"quantize"}),
+    )
     space = PolicySpace(network.structure, abilities)
     return space, space.uniform(1.0, act_bits=8, weight_bits=weight_bits)
 
