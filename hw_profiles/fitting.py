@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from hw_profiles.costs import cpu
+from hw_profiles.costs import cpu, cpu_loops
 from hw_profiles.costs.base import Shapes
 from hw_profiles.errors import BadTargetError
 from hw_profiles.kernel import Array, KernelBatch, activation_width
@@ -38,13 +38,11 @@ def _row(batch: KernelBatch, k: int, cold: tuple[Array, Array]) -> Row:
         if "pool" not in table:
             features.pop("taps", None)  # the same as what is written
     else:
-        table = family = family.split("/")[0]
+        table = family
         if not family.startswith("gemm"):
             table = cpu.variant_table(family, int(cpu.variants(family, shapes)[0, 0]))
-        features = cpu.MODELS[table](shapes)
+        features = cpu_loops.MODELS[table](shapes)
     row = {(table, name): float(np.broadcast_to(count, (1, 1))[0, 0]) for name, count in features.items()}
-    if cpu.family(kind) == "int8/tensor":
-        row[cpu.PER_TENSOR_KEY] = float(batch["out_elements"][0, k])
     return {**row, (table, "overhead"): 1.0}
 
 

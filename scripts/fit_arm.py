@@ -50,7 +50,7 @@ _CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise", "DeconvolutionDepthWise"
 _DENSE = ("InnerProduct", "Gemm", "MultiHeadAttention")
 #: Constants of the model: (table, feature) -> shared parameter. What is not named costs nothing by itself.
 _MACS = {(f"plain.{form}", "macs") for form in ("dense", "pointwise", "grouped")} | {("gemm.float", "macs")}
-_TRANSCENDENTAL = ("special",)
+_TRANSCENDENTAL = ("special", "softmax", "erf", "norm", "skipnorm")
 
 
 def share(key: Key) -> str | None:

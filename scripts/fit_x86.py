@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import lsq_linear
 
 from hw_profiles.fitting import (
     Key,
@@ -39,6 +40,17 @@ FOLDS = 5
 NETWORK_WEIGHT = 6.0
 #: Kernels under a few microseconds are known to a fraction of a microsecond only.
 FLOOR_NS = 4000.0
+
+
+#: Work that scales alike with threads, by class of cost, and the tables it comes from.
+PARALLEL = {
+    "float": ("conv_float",),
+    "integer": ("conv_int",),
+    "gemm": ("gemm",),
+    "memory": ("memory", "depthwise", "reorder"),
+}
+PARALLEL_OF = {"nchwc": "float", "plain": "float", "int8": "integer", "gemm": "gemm"}
+WAIT_UNIT = 1000.0
 
 
 @dataclass
@@ -108,6 +120,40 @@ def folds(networks: Sequence[Network]) -> list[tuple[list[Network], list[Network
     ]
 
 
+def parallel_shares(
+    networks: Sequence[Network], constants: dict[Key, float], folder: Path
+) -> dict[Key, float]:
+    """Share of each kind of work that two threads divide, and the wait of threads per kernel, (0 to 1; ns).
+
+    Fitted to the ratio of two threads to one, since that is what the wall clock tells on a shared machine.
+    """
+    path = folder / "x86_threads.csv"
+    with path.open(encoding="utf-8") as file:
+        file.readline()
+        ratios = {r["network"]: float(r["two_us"]) / float(r["one_us"]) for r in csv.DictReader(file)}
+    matrix, target = [], []
+    for n in networks:
+        if n.name not in ratios:
+            continue
+        parts = dict.fromkeys((*PARALLEL, "wait"), 0.0)
+        whole = predict_ns(n.whole, constants)
+        for row in n.rows:
+            part = PARALLEL_OF.get(next(iter(row))[0].split(".")[0], "memory")
+            busy = {key: count for key, count in row.items() if key[1] != "overhead"}
+            parts[part] -= 0.5 * predict_ns(busy, constants) / whole
+            parts["wait"] += WAIT_UNIT / whole
+        matrix.append(list(parts.values()))
+        target.append(ratios[n.name] - 1.0)
+    top = [1.0] * len(PARALLEL) + [np.inf]
+    found = lsq_linear(np.array(matrix), np.array(target), bounds=(np.zeros(len(top)), np.array(top)))
+    print(
+        f"two threads over one: median error {np.median(np.abs(found.fun)):.1%} over {len(target)} networks"
+    )
+    shares = dict(zip((*PARALLEL, "wait"), map(float, found.x), strict=True))
+    classes = {("parallel", name): shares[part] for part, names in PARALLEL.items() for name in names}
+    return classes | {("parallel", "wait"): shares["wait"] * WAIT_UNIT}
+
+
 def held_out(
     networks: Sequence[Network],
 ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, float]]:
@@ -154,13 +200,13 @@ def report(whole: dict[str, float], kernels: dict[str, list[float]], baseline: d
 def write(networks: Sequence[Network], whole: dict[str, float]) -> None:
     """The target's constants, interval and validation."""
     path = TARGETS_FOLDER / f"{TARGET}.yaml"
-    errors = np.abs(list(whole.values()))
+    errors, constants = np.abs(list(whole.values())), fit(networks)
     measured = "measured by scripts/profile_x86.py on this class of machine, fitted by scripts/fit_x86.py"
     text = [
         "  interval:",
         f'    log_sigma: {{value: {log_sigma(errors):.4g}, source: "held-out whole networks, {COMMAND}"}}',
         '    runtime_factor: {value: 1.0, source: "the runtime itself was measured"}',
-        constants_yaml(fit(networks), {"": measured}),
+        constants_yaml(constants | parallel_shares(networks, constants, DATA_FOLDER), {"": measured}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")
     validation = [

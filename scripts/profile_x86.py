@@ -8,7 +8,8 @@ kernels of a network sum to what the network takes.
     .venv/bin/python scripts/profile_x86.py            # about ten minutes, one thread
     .venv/bin/python scripts/fit_x86.py                # fits the constants, prints held-out errors
 
-Writes hw_profiles/data/x86_kernels.csv.gz, one row per kernel, and x86_networks.csv, one row per network.
+Writes hw_profiles/data/x86_kernels.csv.gz, one row per kernel, and x86_networks.csv, one row per network;
+with --threads x86_threads.csv, networks with one thread and with two, for which the machine should be idle.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import onnxruntime
 
 from hw_profiles.kernel import COLUMNS, KernelBatch
-from hw_profiles.measure import made_up_inputs, session_options
+from hw_profiles.measure import made_up_inputs, measure_latency, session_options
 from hw_profiles.onnx_kernels import execute
 from hw_profiles.probes import probe
 
@@ -93,7 +94,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the networks, for a quick trial")
     parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument(
+        "--threads", action="store_true", help="only x86_threads.csv: two threads against one"
+    )
     arguments = parser.parse_args()
+    if arguments.threads:
+        write_threads(arguments.out, arguments.rounds)
+        return
     probes = []
     for family, count in PLAN.items():
         for seed in range(max(1, round(count * arguments.scale))):
@@ -108,6 +115,22 @@ def main() -> None:
             one.run_for(_PASS_SECONDS)
         print(f"round {i + 1} of {arguments.rounds}: {len(probes)} networks", flush=True)
         write(probes, arguments.out)
+
+
+def write_threads(folder: Path, rounds: int) -> None:
+    """Least wall time of some probes with one and two threads, interleaved."""
+    names = [(family, seed) for family in PLAN for seed in range(2)]
+    models = [probe(family, seed) for family, seed in names]
+    best = {(i, t): float("inf") for i in range(len(models)) for t in (1, 2)}
+    for _ in range(rounds):
+        for i, model in enumerate(models):
+            for threads, found in ((t, measure_latency([model], threads=t, repeats=60)[0]) for t in (1, 2)):
+                best[i, threads] = min(best[i, threads], found.wall_min_ms * 1e3)
+    with (folder / "x86_threads.csv").open("w", encoding="utf-8") as file:
+        file.write("# measured by scripts/profile_x86.py --threads; least wall time\n")
+        file.write("network,one_us,two_us\n")
+        for i, (family, seed) in enumerate(names):
+            file.write(f"{family}#{seed},{best[i, 1]:.2f},{best[i, 2]:.2f}\n")
 
 
 def write(probes: list[Probe], folder: Path) -> None:

@@ -10,17 +10,17 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hw_profiles.costs.base import (
     CLASSES,
     CostModel,
     Costs,
-    FeatureFunction,
     Features,
     Index,
     Shapes,
-    ceil_to,
 )
+from hw_profiles.costs.cpu_loops import LANES, MODELS
 from hw_profiles.kernel import (
     CONV_OPS,
     MATMUL_OPS,
@@ -33,187 +33,14 @@ from hw_profiles.kernel import (
 )
 
 _CLASS = {name: i for i, name in enumerate(CLASSES)}
-_LANES = 16.0  # fp32 lanes of a 512-bit register; the int8 kernels pack 16 output channels too
-_ROWS = 6.0  # output rows one pass of the matrix kernels keeps in registers
-
-
-def _weights(s: Shapes, width: float) -> Features:
-    held = s.weight_elements * width
-    return {"weight": held, "weight_core": held * s.cold_core, "weight_last": held * s.cold_last}
-
-
-def _pixels(s: Shapes) -> Array:
-    return np.asarray(s.batch * s.out_h * s.out_w)
-
-
-def _moved(s: Shapes, width: float) -> Features:
-    return {"moved": (s.in_elements + s.out_elements) * width}
-
-
-def nchwc_dense(s: Shapes) -> Features:
-    """Blocked convolution: 16 output channels a block, four blocks and six pixels held in registers."""
-    window = s.kernel_h * s.kernel_w
-    blocks = np.ceil(s.cout / s.groups / _LANES) * s.groups
-    cin = s.cin / s.groups
-    cin = np.where(cin < _LANES, cin, ceil_to(cin, _LANES))
-    passes = np.ceil(cin / _LANES)
-    pixels = _pixels(s)
-    quads = np.ceil(blocks / 4.0)
-    rows = s.batch * s.out_h
-    return {
-        "macs": pixels * blocks * _LANES * cin * window,
-        "broadcast": pixels * cin * window * quads,
-        "accumulate": pixels * blocks * _LANES * passes,
-        "edge": rows * blocks * _LANES * cin * window,
-        "rows": rows * quads * passes,
-        **_moved(s, 4.0),
-        **_weights(s, 4.0),
-    }
-
-
-def nchwc_depthwise(s: Shapes) -> Features:
-    """Blocked depthwise: one multiply per output and tap, channels in blocks of 16."""
-    channels = ceil_to(s.cout, _LANES)
-    taps = channels * s.kernel_h * s.kernel_w
-    rows = s.batch * s.out_h
-    return {
-        "taps": _pixels(s) * taps,
-        "edge": rows * taps,
-        "rows": rows * channels / _LANES,
-        **_moved(s, 4.0),
-    }
-
-
-def plain_dense(s: Shapes) -> Features:
-    """im2col and a float matrix product per image and group."""
-    window = s.kernel_h * s.kernel_w
-    depth = s.cin / s.groups * window
-    columns = ceil_to(s.out_h * s.out_w, _LANES)
-    matrices = s.batch * s.groups
-    direct = (window == 1.0) & (s.stride_h == 1.0)
-    return {
-        "macs": matrices * columns * depth * s.cout / s.groups,
-        "tiles": matrices * columns * depth * np.ceil(s.cout / s.groups / 12.0),
-        "gather": np.where(direct, 0.0, matrices * columns * depth),
-        "gather_strided": np.where(s.stride_w > 1.0, matrices * columns * depth, 0.0),
-        "gather_rows": np.where(direct, 0.0, matrices * s.out_h * depth),
-        "matrices": matrices,
-        **_moved(s, 4.0),
-        **_weights(s, 4.0),
-    }
-
-
-def plain_depthwise(s: Shapes) -> Features:
-    """Depthwise outside the blocked layout: a tiny product per channel."""
-    taps = s.cout * s.kernel_h * s.kernel_w
-    return {
-        "taps": _pixels(s) * taps,
-        "taps_strided": np.where(s.stride_w > 1.0, _pixels(s) * taps, 0.0),
-        "row_taps": s.batch * s.out_h * taps,
-        "rows": s.batch * s.out_h * s.cout,
-        "matrices": s.batch * s.cout,
-        **_moved(s, 4.0),
-    }
-
-
-def int8_dense(s: Shapes) -> Features:
-    """Gather of pixels, then an integer product: depth in fours, columns in sixteens, rows in sixes.
-
-    Rounding back to 8 bits goes by sixteen channels, then by four, then one by one.
-    """
-    window = s.kernel_h * s.kernel_w
-    depth = ceil_to(s.cin / s.groups * window, 4.0)
-    outputs = s.cout / s.groups
-    columns = ceil_to(outputs, _LANES)
-    pixels = _pixels(s) * s.groups
-    direct = (window == 1.0) & (s.stride_h == 1.0)
-    left = np.mod(outputs, _LANES)
-    return {
-        "macs": pixels * columns * depth,
-        "tiles": np.ceil(pixels / _ROWS) * columns * depth,
-        "broadcast": pixels * depth * np.ceil(columns / 48.0),
-        "depth": pixels * depth,
-        "ragged": np.where(np.mod(s.cin / s.groups, 4.0) == 0.0, 0.0, pixels * depth),
-        "gather": np.where(direct, 0.0, pixels * window),
-        "copies": np.where(direct, 0.0, pixels * s.kernel_h),
-        "pixels": pixels,
-        "sixteens": pixels * (outputs - left),
-        "fours": pixels * np.floor(left / 4.0),
-        "ones": pixels * np.mod(outputs, 4.0),
-        "any_ones": np.where(np.mod(outputs, 4.0) == 0.0, 0.0, pixels),
-        "narrow": np.where(outputs < _LANES, pixels, 0.0),
-        **_moved(s, 1.0),
-        **_weights(s, 1.0),
-    }
-
-
-def int8_depthwise(s: Shapes) -> Features:
-    """Integer depthwise, channels last: 16 channels a step, what is left over one by one."""
-    window = s.kernel_h * s.kernel_w
-    pixels = _pixels(s)
-    left = np.mod(s.cout, _LANES)
-    return {
-        "taps": pixels * (s.cout - left) * window,
-        "left_taps": pixels * left * window,
-        "left": np.where(left > 0.0, pixels * window, 0.0),
-        "gather": pixels * window,
-        "outputs": pixels * s.cout,
-        "fours": pixels * np.floor(left / 4.0),
-        "ones": pixels * np.mod(s.cout, 4.0),
-        "any_ones": np.where(np.mod(s.cout, 4.0) == 0.0, 0.0, pixels),
-        **_moved(s, 1.0),
-    }
-
-
-def float_gemm(s: Shapes) -> Features:
-    """Float matrix product; a single row is bound by the weights."""
-    rows = s.batch * s.out_h * s.out_w * s.groups
-    columns = ceil_to(s.cout, _LANES)
-    return {
-        "macs": rows * columns * s.cin,
-        "tiles": np.ceil(rows / 12.0) * columns * s.cin,
-        "inputs": rows * s.cin,
-        "outputs": rows * s.cout,
-        "matrices": s.batch * s.groups,
-        **_weights(s, 4.0),
-    }
-
-
-def int8_gemm(s: Shapes) -> Features:
-    """Integer matrix product."""
-    rows = s.batch * s.out_h * s.out_w * s.groups
-    columns = ceil_to(s.cout, _LANES)
-    depth = ceil_to(s.cin, 4.0)
-    return {
-        "macs": rows * columns * depth,
-        "tiles": np.ceil(rows / _ROWS) * columns * depth,
-        "inputs": rows * s.cin,
-        "outputs": rows * s.cout,
-        "matrices": s.batch * s.groups,
-        **_weights(s, 1.0),
-    }
-
-
-#: Matrix work by family and variant. The variant is told from the shapes, see `_variant`.
-MODELS: dict[str, FeatureFunction] = {
-    "nchwc.dense": nchwc_dense,
-    "nchwc.pointwise": nchwc_dense,
-    "nchwc.first": nchwc_dense,
-    "nchwc.depthwise": nchwc_depthwise,
-    "plain.dense": plain_dense,
-    "plain.pointwise": plain_dense,
-    "plain.depthwise": plain_depthwise,
-    "int8.dense": int8_dense,
-    "int8.pointwise": int8_dense,
-    "int8.depthwise": int8_depthwise,
-    "int8.grouped": int8_dense,
-    "plain.grouped": plain_dense,
-    "gemm.float": float_gemm,
-    "gemm.int8": int8_gemm,
-}
-#: What a convolution with one scale for all weights takes more, by element written.
-PER_TENSOR_KEY = ("int8.per_tensor", "outputs")
-_VARIANTS = ("dense", "pointwise", "depthwise", "first", "grouped")
+_VARIANTS = (
+    "dense", "pointwise", "depthwise", "first", "grouped",
+    "gathered", "pointwise_gathered", "depthwise_gathered",
+    "wide",
+)  # fmt: skip
+_DEPTHWISE = (2, 7)
+#: Variant without a direct kernel for each variant that may have one.
+_GATHERED = np.array([5, 6, 7, 3, 4, 5, 6, 7, 8])
 
 #: Operations priced by elements in, elements out and window taps; the name is the table of constants.
 SIMPLE: dict[str, str] = {
@@ -232,14 +59,17 @@ SIMPLE: dict[str, str] = {
     "DepthToSpace": "transpose", "Transpose": "transpose",
     "ReorderInput": "reorder_in", "ReorderOutput": "reorder_out",
     "QuantizeLinear": "quantise", "DynamicQuantizeLinear": "quantise", "DequantizeLinear": "dequantise",
-    "Softmax": "special", "LogSoftmax": "special", "Sigmoid": "special", "Tanh": "special", "Erf": "special",
-    "Gelu": "special", "FastGelu": "special", "BiasGelu": "special", "QuickGelu": "special", "Exp": "special",
-    "Silu": "special", "Mish": "special", "Softplus": "special", "Elu": "special", "Pow": "special",
-    "LayerNormalization": "special", "SkipLayerNormalization": "special", "InstanceNormalization": "special",
-    "GroupNormalization": "special", "GroupNorm": "special", "SimplifiedLayerNormalization": "special",
+    "Sigmoid": "special", "Tanh": "special", "Exp": "special", "Silu": "special", "QuickGelu": "special",
+    "Mish": "special", "Softplus": "special", "Elu": "special", "Pow": "special",
+    "Softmax": "softmax", "LogSoftmax": "softmax",
+    "Erf": "erf", "Gelu": "erf", "FastGelu": "erf", "BiasGelu": "erf",
+    "LayerNormalization": "norm", "SkipLayerNormalization": "skipnorm", "InstanceNormalization": "norm",
+    "GroupNormalization": "norm", "GroupNorm": "norm", "SimplifiedLayerNormalization": "norm",
     "QLinearSoftmax": "qtable", "QLinearSigmoid": "qtable",
 }  # fmt: skip
-_REORDER_TABLES = frozenset({"reorder_in", "reorder_out", "quantise", "dequantise", "transpose"})
+_REORDER_TABLES = frozenset(
+    {"reorder_in", "reorder_out", "quantise", "dequantise", "transpose", "qtranspose"}
+)
 
 
 def simple_table(kind: KernelKind) -> str:
@@ -275,16 +105,30 @@ def family(kind: KernelKind) -> str:
 
 
 def variants(name: str, s: Shapes) -> Index:
-    """(P, k) index into ("dense", "pointwise", "depthwise", "first"), told from shapes."""
+    """(P, k) index into the variants of a family, told from shapes."""
     kind = np.where(s.kernel_h * s.kernel_w == 1.0, 1, 0)
     if name == "nchwc":
-        kind = np.where(s.cin < _LANES, 3, kind)
-    kind = np.where(s.groups > 1.0, 4, kind)
-    return np.asarray(np.where((kind == 4) & (s.groups == s.cin) & (s.cin == s.cout), 2, kind), dtype=np.intp)
+        kind = np.where(s.cin < LANES, 3, np.where(s.kernel_h * s.kernel_w > 9.0, 8, kind))
+    thin = (s.groups > 1.0) & (s.groups == s.cin) & (s.cin == s.cout)
+    kind = np.where(thin, 2, np.where(s.groups > 1.0, 4, kind))
+    if name.startswith("int8"):
+        kind = np.where(has_direct_kernel(s) & (name == "int8"), kind, _GATHERED[kind])
+    return np.asarray(kind, dtype=np.intp)
+
+
+def has_direct_kernel(s: Shapes) -> NDArray[np.bool_]:
+    """Whether an integer convolution reads pixels in place instead of gathering them into a matrix first.
+
+    Told from measurements on AVX512-VNNI: input channels in fours, output channels in fours and at least
+    sixteen; depthwise in sixteens; and a weight scale per channel. Without, it is up to twice as slow.
+    """
+    dense = (np.mod(s.cin, 4.0) == 0.0) & (np.mod(s.cout, 4.0) == 0.0) & (s.cout >= LANES)
+    return np.asarray(np.where(s.groups > 1.0, np.mod(s.cout, LANES) == 0.0, dense))
 
 
 def variant_table(name: str, variant: int) -> str:
     """Table of constants of a convolution family's variant."""
+    name = name.split("/")[0]
     table = f"{name}.{_VARIANTS[variant]}"
     return table if table in MODELS else f"{name}.dense"
 
@@ -330,9 +174,7 @@ class CpuCost(CostModel):
                 overhead[index] = self.value(self._resolve(name), "overhead")
                 classes[index] = _CLASS["gemm"]
             else:
-                self._convolutions(name.split("/")[0], batch, index, cold, busy, overhead, classes)
-                if name == "int8/tensor":
-                    busy[:, index] += batch["out_elements"][:, index] * self.value(*PER_TENSOR_KEY, 0.0)
+                self._convolutions(name, batch, index, cold, busy, overhead, classes)
         unknown = tuple(dict.fromkeys(k.op for k in batch.kinds if _is_unknown(k)))
         scaled = self._threads(busy, classes, threads)
         network = self.value("network", "overhead") * 1e-3
@@ -378,8 +220,8 @@ class CpuCost(CostModel):
         overhead[index] = launches[first]
         if mixed:  # launches belong to kernels, not to policies: what a policy's variant differs by is busy
             busy[:, index] += launches[kinds] - launches[first]
-        dense = _CLASS["conv_int" if name == "int8" else "conv_float"]
-        classes[index] = np.where(first == _VARIANTS.index("depthwise"), _CLASS["depthwise"], dense)
+        dense = _CLASS["conv_int" if name.startswith("int8") else "conv_float"]
+        classes[index] = np.where(np.isin(first, _DEPTHWISE), _CLASS["depthwise"], dense)
 
     def _simple(
         self, batch: KernelBatch, index: Index, cold: tuple[Array, Array],
@@ -397,6 +239,7 @@ class CpuCost(CostModel):
         table = simple_table(kind)
         if not table:
             return (0.0, 0.0, 0.0, self.value("view", "overhead", 0.0), 4.0, 4.0)
+        table = self._resolve(table)
         known = table if table in self.constants else "unknown"
         width_in, width_out = activation_width(kind)
         rates = [self.value(known, feature, 0.0) for feature in ("read", "written", "taps")]
@@ -406,9 +249,13 @@ class CpuCost(CostModel):
 #: Where a target has no constants of its own for a variant: that of the nearest one.
 _FALLBACK = {
     "nchwc.dense": "plain.dense", "nchwc.pointwise": "nchwc.dense", "nchwc.first": "nchwc.dense",
+    "nchwc.wide": "nchwc.dense",
     "nchwc.depthwise": "plain.depthwise", "plain.pointwise": "plain.dense", "plain.depthwise": "plain.dense",
     "int8.pointwise": "int8.dense", "int8.depthwise": "int8.dense",
-    "int8.grouped": "int8.dense", "plain.grouped": "plain.dense", "qavg": "qpool", "gemm.int8": "gemm.float",
+    "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
+    "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
+    "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
+    "skipnorm": "norm",
 }  # fmt: skip
 
 

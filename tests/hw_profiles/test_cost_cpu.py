@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hw_profiles import KernelKind, Predictor, load_target, make_batch
-from hw_profiles.costs import cpu
+from hw_profiles.costs import cpu, cpu_loops
 from hw_profiles.costs.base import CLASSES, Shapes
 from hw_profiles.fitting import design_rows, predict_ns
 from hw_profiles.kernel import PER_TENSOR, Array, KernelBatch
@@ -30,7 +30,7 @@ def test_float_convolutions_step_every_sixteen_output_channels() -> None:
     assert latency[0] == latency[1] == latency[2] < latency[3]
     s = Shapes(_conv(NCHWC, cin=32, cout=width), [0], (np.zeros((4, 1)), np.zeros((4, 1))))
     padded = np.array([48, 48, 48, 64])
-    assert cpu.nchwc_dense(s)["macs"][:, 0].tolist() == (196 * padded * 32 * 9).tolist()
+    assert cpu_loops.nchwc_dense(s)["macs"][:, 0].tolist() == (196 * padded * 32 * 9).tolist()
 
 
 def test_integer_convolutions_are_dear_off_a_multiple_of_four() -> None:
@@ -44,7 +44,7 @@ def test_integer_convolutions_are_dear_off_a_multiple_of_four() -> None:
 def test_integer_dense_counts_rows_columns_and_depth() -> None:
     batch = _conv(QCONV, cin=3, cout=18)
     s = Shapes(batch, [0], (np.zeros((1, 1)), np.zeros((1, 1))))
-    found = {name: float(v[0, 0]) for name, v in cpu.int8_dense(s).items()}
+    found = {name: float(v[0, 0]) for name, v in cpu_loops.int8_dense(s).items()}
     assert found["macs"] == 196 * 32 * 28  # 18 channels take 32 columns, 27 products take 28
     assert found["tiles"] == 33 * 32 * 28  # 196 pixels in rows of six
     assert (found["sixteens"], found["fours"], found["ones"]) == (196 * 16, 0, 196 * 2)
@@ -56,18 +56,27 @@ def test_depthwise_gains_nothing_from_integers_and_is_told_from_its_shape() -> N
     assert float(_latency(NCHWC, **thin)[0]) < 1.5 * float(_latency(QCONV, **thin)[0])
     batch = make_batch((QCONV, QCONV, QCONV), {"cin": 8, "cout": [8, 8, 16], "groups": [8, 4, 8], "out_h": 9})
     nothing = (np.zeros((1, 1)), np.zeros((1, 1)))
-    assert cpu.variants("int8", Shapes(batch, [0, 1, 2], nothing)).tolist() == [[2, 4, 4]]
+    assert cpu.variants("int8", Shapes(batch, [0, 1, 2], nothing)).tolist() == [[7, 4, 4]]
     classes = Predictor(X86).explain(_conv(QCONV, **thin))
     assert classes["depthwise"] > 0.0
     assert classes["conv_int"] == 0.0
 
 
-def test_one_scale_for_all_weights_costs_more() -> None:
+def test_one_scale_for_all_weights_loses_the_direct_kernel() -> None:
     tensor = KernelKind("QLinearConv", "com.microsoft", "int8", fused=(PER_TENSOR,), weight_bearing=True)
-    per_channel, per_tensor = (float(_latency(k, cin=16, cout=16)[0]) for k in (QCONV, tensor))
-    assert per_tensor > per_channel
-    rate = X86.cost.constants["int8.per_tensor"]["outputs"].value
-    assert per_tensor - per_channel == pytest.approx(rate * 196 * 16 * 1e-6)
+    for width in (16, 32, 64):
+        per_channel, per_tensor = (float(_latency(k, cin=width, cout=width)[0]) for k in (QCONV, tensor))
+        assert 1.1 < per_tensor / per_channel < 2.5
+    assert float(_latency(tensor, cin=6, cout=6)[0]) == float(_latency(QCONV, cin=6, cout=6)[0])
+
+
+def test_direct_integer_kernels_want_channels_in_fours_and_sixteen_of_them() -> None:
+    batch = _conv(QCONV, cin=[[16.0], [15.0], [16.0], [16.0]], cout=[[20.0], [20.0], [18.0], [12.0]])
+    nothing = (np.zeros((4, 1)), np.zeros((4, 1)))
+    assert cpu.has_direct_kernel(Shapes(batch, [0], nothing))[:, 0].tolist() == [True, False, False, False]
+    assert [cpu.variant_table("int8", int(v)) for v in cpu.variants("int8", Shapes(batch, [0], nothing))[:, 0]] == [
+        "int8.dense", "int8.gathered", "int8.gathered", "int8.gathered",
+    ]  # fmt: skip
 
 
 def test_weights_that_exceed_the_cache_are_cold() -> None:
