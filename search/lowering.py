@@ -29,7 +29,7 @@ from compressors.skeleton import (
 from hw_profiles.kernel import KernelBatch
 from hw_profiles.predictor import Predictor
 from hw_profiles.target import Target
-from search.lowering_sizes import alignment_dims, alignment_classes, parameter_bytes
+from search.lowering_sizes import alignment_classes, alignment_dims, parameter_bytes
 from search.lowering_template import CompiledTemplate, Formulas, Template
 from search.templates import TEMPLATE_VERSION, TemplateStore, ask, runtime_key, signature_text
 
@@ -105,9 +105,7 @@ class Lowering:
 
         plan, values = self._plan(policy), self._values(policy)[None, :]
         graph = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
-        found = template_of_model(
-            model, graph, plan.skeleton, self.batch, self.target.runtime.templates
-        )
+        found = template_of_model(model, graph, plan.skeleton, self.batch, self.target.runtime.templates)
         classes = self._classes(plan, values)[0]
         self.store.learn(self._signature(plan, classes), found)
         plan.templates[classes.tobytes()] = found.compiled(plan.names)
@@ -271,4 +269,12 @@ def _identity(
     method = target.runtime.templates
     runtime = target.name if method == "rules" else runtime_key()
     numerics = target.numerics.activations
-    return (TEMPLATE_VERSION, structure.graph.digest, method, runtime, numerics, batch, digest.hexdigest()[:16])
+    return (
+        TEMPLATE_VERSION,
+        structure.graph.digest,
+        method,
+        runtime,
+        numerics,
+        batch,
+        digest.hexdigest()[:16],
+    )

@@ -215,9 +215,7 @@ def _label(r: _Reading, node: onnx.NodeProto, owner: Node | None) -> str:
 _Rule = Callable[[_Reading, onnx.NodeProto, Mapping[str, Any], list[Sizes]], list[Sizes]]
 
 
-def _outputs(
-    r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], owner: Node | None
-) -> list[Sizes]:
+def _outputs(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], owner: Node | None) -> list[Sizes]:
     ins = [r.sizes[t] for t in node.input if t and t in r.sizes]
     if not ins:  # computed from constants alone, in every run
         ins = [tuple(Dim(float(d)) for d in r.constants[node.input[0]])] if node.input else [()]
@@ -391,16 +389,77 @@ def _matmul(r: _Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: li
     return [(*longer[:-2], rows, columns)]
 
 
-_SAME_OPS = (
-    "Relu LeakyRelu PRelu Clip Sigmoid Tanh Exp Sqrt Neg Abs Erf Log Sin Cos Reciprocal Floor HardSwish "
-    "HardSigmoid Mish Softplus Softmax LogSoftmax Elu Gelu FastGelu QuickGelu BiasGelu Identity Cast "
-    "LayerNormalization InstanceNormalization BatchNormalization SkipLayerNormalization Silu Swish "
-    "SimplifiedLayerNormalization QuantizeLinear DequantizeLinear QLinearSigmoid "
-    "QLinearLeakyRelu QLinearSoftmax Selu Celu ThresholdedRelu Round Sign Ceil Tan Not GroupNorm"
-).split()
-_BROADCAST_OPS = (
-    "Add Sub Mul Div Pow Max Min Where Sum Mean And Or Equal Less Greater QLinearAdd QLinearMul"
-).split()
+_SAME_OPS = [
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Clip",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Sqrt",
+    "Neg",
+    "Abs",
+    "Erf",
+    "Log",
+    "Sin",
+    "Cos",
+    "Reciprocal",
+    "Floor",
+    "HardSwish",
+    "HardSigmoid",
+    "Mish",
+    "Softplus",
+    "Softmax",
+    "LogSoftmax",
+    "Elu",
+    "Gelu",
+    "FastGelu",
+    "QuickGelu",
+    "BiasGelu",
+    "Identity",
+    "Cast",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "BatchNormalization",
+    "SkipLayerNormalization",
+    "Silu",
+    "Swish",
+    "SimplifiedLayerNormalization",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QLinearSigmoid",
+    "QLinearLeakyRelu",
+    "QLinearSoftmax",
+    "Selu",
+    "Celu",
+    "ThresholdedRelu",
+    "Round",
+    "Sign",
+    "Ceil",
+    "Tan",
+    "Not",
+    "GroupNorm",
+]
+_BROADCAST_OPS = [
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Max",
+    "Min",
+    "Where",
+    "Sum",
+    "Mean",
+    "And",
+    "Or",
+    "Equal",
+    "Less",
+    "Greater",
+    "QLinearAdd",
+    "QLinearMul",
+]
 RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(_SAME_OPS, _same),
     **dict.fromkeys(_BROADCAST_OPS, _broadcast),
@@ -473,7 +532,9 @@ def _window_cells(
     last = bool(attrs.get("channels_last", 0))
     cin, in_h, in_w = _planes(x, last)
     cout, out_h, out_w = _planes(y, last)
-    window = list(attrs.get("kernel_shape") or (r.source.graph.params[owner.inputs[1]].shape[2:] if owner else [1]))
+    window = list(
+        attrs.get("kernel_shape") or (r.source.graph.params[owner.inputs[1]].shape[2:] if owner else [1])
+    )
     strides = list(attrs.get("strides") or [1, 1])
     groups: Dim | float = 1.0
     if node.op_type in CONV_OPS:

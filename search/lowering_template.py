@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 
 class Dim(NamedTuple):
-    """One size: ``const + sum(factor * value[name])``, rounded up to a multiple of ``step`` if that is not 0."""
+    """One size: ``const + sum(factor * value[name])``, rounded up to a multiple of ``step`` unless that is 0."""
 
     const: float
     mult: tuple[tuple[str, float], ...] = ()

@@ -1,6 +1,6 @@
-"""Obtaining kernel templates: emit the network with dummy weights, let the runtime optimise it, read the result.
+"""Obtaining kernel templates: emit the network with dummy weights, let the runtime optimise it, read that.
 
-Templates are kept in memory and in the user's cache folder, by signature, runtime version and instruction set.
+Templates are kept in memory and in the user's cache folder by signature, runtime version, instruction set.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def _filled(shape: tuple[int, ...], dtype: str) -> ArrayLike:
     return np.full(shape, value, dtype=np.dtype(dtype))
 
 
-def dummy_model(graph: Graph, where: Placement, activations: str, constants: Mapping[str, Any]) -> onnx.ModelProto:
+def dummy_model(
+    graph: Graph, where: Placement, activations: str, constants: Mapping[str, Any]
+) -> onnx.ModelProto:
     """The network as it would be exported, but for the values of weights and quantisers.
 
     ``activations`` is the numerics' name of that kind. Quantisers differ from tensor to tensor, start at 0
@@ -108,7 +110,7 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
 
 
 def _inherits(n: Node, code: ActivationCode) -> bool:
-    """Whether a node's output takes its input's quantiser; a ReLU of what has none below zero changes nothing."""
+    """Whether a node's output takes its input's quantiser; a ReLU of codes that start at zero does nothing."""
     return n.op in VIEW_OPS or n.op == "max_pool" or (n.op == "relu" and code.zero_point == code.low)
 
 
@@ -159,7 +161,20 @@ def runtime_key() -> str:
 
     path = Path("/proc/cpuinfo")
     flags = cpu_flags(path.read_text(errors="replace")) if path.exists() else frozenset()
-    known = "avx avx2 avx512f avx512_vnni avx_vnni amx_int8 avx512_bf16 asimddp i8mm fphp sve bf16".split()
+    known = [
+        "avx",
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "amx_int8",
+        "avx512_bf16",
+        "asimddp",
+        "i8mm",
+        "fphp",
+        "sve",
+        "bf16",
+    ]
     return f"{onnxruntime.__version__}/{os.uname().machine}/{','.join(f for f in known if f in flags)}"
 
 
@@ -184,9 +199,7 @@ def ask(
     return read_template(found, Source(graph, sizes, layer_of, batch, block_size()), method)
 
 
-def template_of_model(
-    model: bytes, graph: Graph, skeleton: Skeleton, batch: int, method: str
-) -> Template:
+def template_of_model(model: bytes, graph: Graph, skeleton: Skeleton, batch: int, method: str) -> Template:
     """The template that an exported file really leads to."""
     source = Source(graph, skeleton.sizes, skeleton.layer_of, batch, block_size())
     return read_template(optimised(model, method), source, method)

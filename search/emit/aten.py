@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from typing import Any
@@ -59,7 +58,6 @@ def _exported(b: Builder, n: Node) -> onnx.ModelProto:
         examples.append(torch.ones(sizes, dtype=getattr(torch, kind.dtype)))
         dynamic.append({i: torch.export.Dim.DYNAMIC for i, d in enumerate(kind.shape) if d < 0})
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -72,8 +70,8 @@ def _exported(b: Builder, n: Node) -> onnx.ModelProto:
         )
         if program is None:
             raise RuntimeError("torch.onnx returned nothing")
-        program.save(buffer)
-    return onnx.load_from_string(buffer.getvalue())
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
 def _splice(b: Builder, n: Node, graph: onnx.GraphProto) -> None:

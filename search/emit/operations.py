@@ -158,7 +158,11 @@ def _reshape(b: Builder, n: Node) -> None:
 
 def _expand(b: Builder, n: Node) -> None:
     before, after = b.shape(n.inputs[0]), b.shape(n.outputs[0])
-    grown = [d for i, d in enumerate(after) if d < 0 and (before[i - len(after)] if len(after) - i <= len(before) else 1) != d]
+    grown = [
+        d
+        for i, d in enumerate(after)
+        if d < 0 and (before[i - len(after)] if len(after) - i <= len(before) else 1) != d
+    ]
     if not grown:
         shape = b.integers([1 if d < 0 else d for d in after])
     else:

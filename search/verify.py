@@ -1,0 +1,212 @@
+"""Proof that the exported file is the searched network: its answers and its kernels in onnxruntime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from search.errors import TailorbirdError
+from search.kernels_found import FoundKernel, read_kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressors.compressed import Compressed
+    from compressors.graph import Node
+
+#: Share of samples whose top-1 answer may differ (one sample is always allowed).
+TOP1_SHARE = 0.001
+#: Relative root-mean-square error allowed where answers are no classes: float and quantised networks.
+FLOAT_ERROR, INTEGER_ERROR = 1e-4, 2e-2
+BATCH = 128
+
+
+class VerificationError(TailorbirdError):
+    """An exported file that does not do what the searched network does. Nothing of it is called final."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. ``agree`` of ``samples`` give the same answer: the same class, or outputs within
+    tolerance; ``max_difference`` is absolute, ``relative_error`` root-mean-square over all outputs."""
+
+    samples: int
+    agree: int
+    max_difference: float
+    relative_error: float
+    classification: bool
+    runtime: str
+    kernels_checked: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be called final."""
+        differ = self.samples - self.agree
+        if self.classification:
+            return differ <= max(1, math.floor(TOP1_SHARE * self.samples))
+        return differ == 0
+
+    def facts(self) -> dict[str, Any]:
+        """As stored in results.json."""
+        found: dict[str, Any] = {
+            "passed": self.passed,
+            "agree": self.agree,
+            "samples": self.samples,
+            "runtime": self.runtime,
+        }
+        if not self.classification:
+            found["text"] = f"outputs within {self.relative_error:.2g} (relative, root mean square)"
+        return found
+
+
+def verify(compressed: Compressed, model: bytes, inputs: Sequence[Tensor]) -> Verification:
+    """Compare the simulation with onnxruntime's default session on all samples, and the file's kernels
+    with the policy.
+
+    ``inputs`` are the validation samples, (N, ...) each. Raises VerificationError when answers differ or
+    when a weight-bearing operation does not run in the precision or shape of the policy.
+    """
+    import onnxruntime
+
+    expected, found = _answers(compressed, model, inputs)
+    checked = check_weights(compressed, read_kernels(model)) if _executes(compressed) else 0
+    result = _compared(expected, found, bool(compressed.activations), checked)
+    result = Verification(**{**result.__dict__, "runtime": f"onnxruntime {onnxruntime.__version__}"})
+    if not result.passed:
+        differ = result.samples - result.agree
+        what = "top-1 answers" if result.classification else "outputs"
+        raise VerificationError(
+            f"the exported file gives other {what} than the searched network on {differ} of "
+            f"{result.samples} samples (largest difference {result.max_difference:.3g}).",
+            "The file is not final; report the policy and the onnxruntime version.",
+        )
+    return result
+
+
+def _executes(compressed: Compressed) -> bool:
+    """Whether onnxruntime is the runtime of these numerics, so that its kernels have to be the policy's."""
+    bits = {c.bits for c in compressed.activations.values()}
+    bits |= {c.bits for c in compressed.codes.values()}
+    return compressed.numerics.activations == "u8-affine" and bits <= {8}
+
+
+def _answers(compressed: Compressed, model: bytes, inputs: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+    import torch
+
+    from compressors.simulate import simulate
+
+    session = _session(model)
+    names = [i.name for i in session.get_inputs()]
+    ours: list[list[Any]] = []
+    theirs: list[list[Any]] = []
+    with torch.no_grad():
+        for part in _batches(inputs, compressed.graph.fixed_batch):
+            ours.append([t.numpy() for t in simulate(compressed, part)])
+            theirs.append(session.run(None, {n: x.numpy() for n, x in zip(names, part, strict=True)}))
+    return (
+        [np.concatenate(c) for c in zip(*ours, strict=True)],
+        [np.concatenate(c) for c in zip(*theirs, strict=True)],
+    )
+
+
+def _session(model: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:
+        line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise VerificationError(f"onnxruntime does not load the exported file: {line[:200]}") from problem
+
+
+def _batches(inputs: Sequence[Tensor], fixed: int | None) -> Iterator[tuple[Tensor, ...]]:
+    step, total = fixed or BATCH, len(inputs[0])
+    end = total - total % step if fixed else total
+    for i in range(0, end, step):
+        yield tuple(x[i : i + step].contiguous() for x in inputs)
+
+
+def _compared(expected: Sequence[Any], found: Sequence[Any], quantised: bool, checked: int) -> Verification:
+    first, other = expected[0], found[0]
+    classification = first.ndim == 2 and first.shape[1] > 1
+    pairs = [(a, b) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"]
+    difference = max((float(np.abs(a - b).max(initial=0.0)) for a, b in pairs), default=0.0)
+    errors = [_relative(a, b) for a, b in pairs]
+    relative = max(errors, default=0.0)
+    shapes = all(a.shape == b.shape for a, b in zip(expected, found, strict=True))
+    samples = len(first)
+    if not shapes or not np.isfinite(difference):
+        agree = 0
+    elif classification:
+        agree = int((first.argmax(1) == other.argmax(1)).sum())
+    else:
+        agree = samples if relative <= (INTEGER_ERROR if quantised else FLOAT_ERROR) else 0
+    return Verification(samples, agree, difference, relative, classification, "", checked)
+
+
+def _relative(expected: Any, found: Any) -> float:
+    scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))) or 1.0
+    return float(np.sqrt(np.mean(np.square(expected - found, dtype=np.float64)))) / scale
+
+
+# -- kernels
+
+
+def check_weights(compressed: Compressed, kernels: Sequence[FoundKernel]) -> int:
+    """Compare precision and shape of every weight-bearing kernel with the policy; returns how many.
+
+    Integer kernels are known by the name of their weight; what is left has to be as many float kernels
+    of the same kind as the policy has float layers. Raises VerificationError.
+    """
+    graph = compressed.graph
+    integer = {
+        n.inputs[1]: n for n in graph.nodes if n.name in compressed.layer_of and _is_integer(compressed, n)
+    }
+    seen: set[str] = set()
+    floats = 0
+    for k in kernels:
+        if k.op == "DequantizeLinear" and not k.inputs:
+            _refuse(f"the runtime dequantises the weights of {k.name!r} anew in every run")
+        if not k.weight_bearing:
+            continue
+        param = k.weights[0].split("/")[0]
+        if k.precision != "int8":
+            floats += 1
+            continue
+        if param not in integer:
+            _refuse(f"the runtime executes {k.weights[0]!r} on integers, the policy leaves it in float")
+        _check_shape(k, graph.params[param].shape)
+        seen.add(param)
+    missing = [compressed.layer_of[n.name] for p, n in integer.items() if p not in seen]
+    if missing:
+        _refuse(f"layer {missing[0]!r} is integer in the policy, but the runtime executes it in float")
+    wanted = sum(n.name in compressed.layer_of and not _is_integer(compressed, n) for n in graph.nodes)
+    if floats < wanted:
+        _refuse(f"the policy has {wanted} float weight-bearing operations, the runtime executes {floats}")
+    return len(seen) + wanted
+
+
+def _is_integer(compressed: Compressed, n: Node) -> bool:
+    return n.inputs[0] in compressed.activations and n.inputs[1] in compressed.codes
+
+
+def _check_shape(k: FoundKernel, shape: tuple[int, ...]) -> None:
+    if sorted(k.weight_shape) != sorted(shape):
+        _refuse(f"weight {k.weights[0]!r} has shape {k.weight_shape} in the runtime, {shape} in the policy")
+
+
+def _refuse(message: str) -> None:
+    raise VerificationError(
+        f"{message}.", "The file is not final; report the policy and the onnxruntime version."
+    )
+
+
+__all__ = ["Verification", "VerificationError", "check_weights", "verify"]
