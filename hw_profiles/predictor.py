@@ -12,7 +12,7 @@ import numpy as np
 
 from hw_profiles.correction import Correction, fit_correction
 from hw_profiles.costs import CLASSES, CostModel, Costs, cost_model
-from hw_profiles.errors import UnsupportedSettingError
+from hw_profiles.errors import BadKernelsError, UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
 from hw_profiles.target import Target
 
@@ -101,8 +101,9 @@ class Predictor:
         return dict(zip(CLASSES, map(float, parts), strict=True))
 
     def _costs(self, batch: KernelBatch) -> Costs:
-        assert self.threads is not None  # set in __post_init__; for the type checker
-        return self._model.price(batch, self.threads)
+        if not len(batch) or not batch.kinds:
+            raise BadKernelsError(f"nothing to price: {len(batch)} policies of {len(batch.kinds)} kernels")
+        return self._model.price(batch, self.threads or self.target.default_threads)
 
     def _scaled(self, costs: Costs) -> tuple[Array, float]:
         scales = np.array(self.correction.scales)

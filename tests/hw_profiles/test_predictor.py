@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hw_profiles import KernelBatch, KernelKind, Predictor, load_target, make_batch
-from hw_profiles.errors import MeasurementError, UnsupportedSettingError
+from hw_profiles.errors import BadKernelsError, MeasurementError, UnsupportedSettingError
 from hw_profiles.testing import sample_batch
 
 PI = load_target("raspberry-pi-4")
@@ -110,6 +110,14 @@ def test_impossible_measurements_are_refused() -> None:
     for value in (0.0, -1.0, float("nan")):
         with pytest.raises(MeasurementError, match="positive"):
             Predictor(PI).corrected([(network, value)])
+
+
+def test_nothing_to_price_is_said_so() -> None:
+    batch = sample_batch(PI)
+    with pytest.raises(BadKernelsError, match="0 policies of 12 kernels") as caught:
+        Predictor(PI).predict(batch.take([]))
+    assert caught.value.exit_code == 3
+    assert len(Predictor(PI).predict(batch.take([3])).latency_ms) == 1
 
 
 def test_energy_counts_macs_and_bytes() -> None:
