@@ -248,7 +248,7 @@ class _Lock:
     """
 
     def __init__(self, journal: Path) -> None:
-        path = journal.with_name(journal.name + ".lock")
+        path = journal.with_name(f".{journal.name}.lock")
         self._descriptor = -1
         with _told("lock", path):
             # Before it is opened: closing a second descriptor would give up the lock that this process holds.
