@@ -34,9 +34,10 @@ MATMUL_OPS = frozenset({
 #: Operations that only change the view of a tensor: they move no data.
 VIEW_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
-#: Stands in `fused` of an integer convolution whose weights have one scale, not one per output channel.
-#: onnxruntime makes such kernels of float layers that it quantises by itself, and they are slower.
-PER_TENSOR = "per-tensor"
+#: Stands in `fused` of an integer convolution whose weights have an offset (zero point other than 0): such a
+#: kernel is up to twice as slow. onnxruntime makes them of float layers that it quantises by itself, with one
+#: scale and one offset for all weights; weights quantised beforehand are symmetric.
+ASYMMETRIC = "asymmetric-weights"
 
 _FLOAT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 _ARRAY_PRECISION = re.compile(r"w(\d+)a(\d+)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from hw_profiles.errors import MeasurementError
-from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, PER_TENSOR, KernelBatch, KernelKind, make_batch
+from hw_profiles.kernel import ASYMMETRIC, CONV_OPS, MATMUL_OPS, KernelBatch, KernelKind, make_batch
 from hw_profiles.measure import Inputs, made_up_inputs, session_options
 
 _WEIGHTED = CONV_OPS | MATMUL_OPS
@@ -80,6 +80,7 @@ def _join(optimised: onnx.ModelProto, events: Iterable[Mapping[str, Any]], runs:
                 _typed(arguments["input_type_shape"]), _typed(arguments["output_type_shape"])
             )
     constants = {i.name: list(i.dims) for i in optimised.graph.initializer}
+    slow = asymmetric_nodes(optimised)
     kinds: list[KernelKind] = []
     rows: list[dict[str, float]] = []
     durations: list[list[float]] = []
@@ -89,6 +90,8 @@ def _join(optimised: onnx.ModelProto, events: Iterable[Mapping[str, Any]], runs:
                 f"node {node.name!r} ({node.op_type}) of the optimised graph was never run"
             )
         kind, row = _kernel(node, shapes[node.name], constants)
+        if node.name in slow:
+            kind = replace(kind, fused=(*kind.fused, ASYMMETRIC))
         kinds.append(kind)
         rows.append(row)
         durations.append(times[node.name][:runs])
@@ -117,7 +120,7 @@ def _kernel(
         domain=node.domain if node.domain != "ai.onnx" else "",
         precision=_precision(node, data_type),
         layer=node.name,
-        fused=_fused(node, attributes, constants),
+        fused=_fused(node, attributes),
         weight_bearing=weighted,
     )
     fed = [shape for (_, shape), name in zip(event.inputs, _fed(node, constants), strict=False) if name]
@@ -154,16 +157,24 @@ def _precision(node: onnx.NodeProto, data_type: str) -> str:
     return "fp16" if data_type == "float16" else "fp32"
 
 
-def _fused(
-    node: onnx.NodeProto, attributes: Mapping[str, Any], constants: Mapping[str, list[int]]
-) -> tuple[str, ...]:
-    """Activation, residual addition, and PER_TENSOR: such integer convolutions round back more slowly."""
+def _fused(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> tuple[str, ...]:
     found = [attributes[a].decode().lower() for a in _FUSED_ATTRIBUTES if attributes.get(a)]
     if node.op_type in ("Conv", "FusedConv") and len(node.input) > 3 and node.input[3]:
         found.append("add")
-    if node.op_type == "QLinearConv" and constants.get(node.input[4]) == []:
-        found.append(PER_TENSOR)
     return tuple(found)
+
+
+def asymmetric_nodes(optimised: onnx.ModelProto) -> frozenset[str]:
+    """Names of the integer convolutions whose weights have an offset: those without a direct kernel."""
+    offsets = {
+        i.name
+        for i in optimised.graph.initializer
+        if i.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+        and len(i.dims) < 2
+        and np.any(onnx.numpy_helper.to_array(i) != 0)
+    }
+    nodes = (n for n in optimised.graph.node if n.op_type == "QLinearConv" and len(n.input) > 5)
+    return frozenset(n.name for n in nodes if n.input[5] in offsets)
 
 
 def _planes(shape: list[int], channels_last: bool) -> tuple[float, float, float]:

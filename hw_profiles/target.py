@@ -63,7 +63,9 @@ class NumericsFacts(_Frozen):
         False,
         description="float layers between dequantise and quantise are made integer when the file is loaded",
     )
-    between_per_tensor: bool = Field(False, description="and get one weight scale, whatever the others have")
+    between_asymmetric: bool = Field(
+        False, description="and get one weight scale and one offset for the whole tensor, unlike all others"
+    )
 
 
 class Granularity(_Frozen):

@@ -22,9 +22,9 @@ from hw_profiles.costs.base import (
 )
 from hw_profiles.costs.cpu_loops import LANES, MODELS
 from hw_profiles.kernel import (
+    ASYMMETRIC,
     CONV_OPS,
     MATMUL_OPS,
-    PER_TENSOR,
     VIEW_OPS,
     Array,
     KernelBatch,
@@ -96,8 +96,8 @@ def family(kind: KernelKind) -> str:
     """Kernel family of a kind: nchwc, plain or int8 convolution, gemm.float, gemm.int8, or simple."""
     integer = kind.precision == "int8" or kind.op.startswith("Q")
     if kind.op in CONV_OPS:
-        if PER_TENSOR in kind.fused:
-            return "int8/tensor"
+        if ASYMMETRIC in kind.fused:
+            return "int8/asymmetric"
         return "int8" if integer else ("nchwc" if "nchwc" in kind.domain else "plain")
     if kind.op in MATMUL_OPS:
         return "gemm.int8" if integer else "gemm.float"
@@ -120,7 +120,7 @@ def has_direct_kernel(s: Shapes) -> NDArray[np.bool_]:
     """Whether an integer convolution reads pixels in place instead of gathering them into a matrix first.
 
     Told from measurements on AVX512-VNNI: input channels in fours, output channels in fours and at least
-    sixteen; depthwise in sixteens; and a weight scale per channel. Without, it is up to twice as slow.
+    sixteen; depthwise in sixteens; and symmetric weights. Without, it is up to twice as slow.
     """
     dense = (np.mod(s.cin, 4.0) == 0.0) & (np.mod(s.cout, 4.0) == 0.0) & (s.cout >= LANES)
     return np.asarray(np.where(s.groups > 1.0, np.mod(s.cout, LANES) == 0.0, dense))

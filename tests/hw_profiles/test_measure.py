@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hw_profiles.errors import MeasurementError
-from hw_profiles.kernel import PER_TENSOR
+from hw_profiles.kernel import ASYMMETRIC
 from hw_profiles.measure import measure_latency, peak_memory
 from hw_profiles.onnx_kernels import execute, kernels_of
 from hw_profiles.probes import FAMILIES, probe
@@ -77,11 +77,11 @@ def test_probes_are_pure_and_integer_ones_run_integer_kernels() -> None:
     assert all(k.op != "Conv" for k in kinds)
 
 
-def test_layers_that_the_runtime_quantises_by_itself_have_one_scale() -> None:
+def test_layers_that_the_runtime_quantises_by_itself_have_an_offset() -> None:
     mixed = [k for k in kernels_of(probe("resnet20/mixed", 7)).kinds if k.op == "QLinearConv"]
     whole = [k for k in kernels_of(probe("resnet20/int8", 7)).kinds if k.op == "QLinearConv"]
-    assert any(PER_TENSOR in k.fused for k in mixed)
-    assert not any(PER_TENSOR in k.fused for k in whole)
+    assert any(ASYMMETRIC in k.fused for k in mixed)
+    assert not any(ASYMMETRIC in k.fused for k in whole)
 
 
 def test_every_run_gives_every_kernel_a_time() -> None:
