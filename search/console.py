@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 COST_NAMES: Mapping[str, str] = {
     "latency_ms": "latency",
     "size_bytes": "size",
-    "memory_bytes": "activations",
+    "memory_bytes": "memory",
     "energy_mj": "energy",
     "macs": "MACs",
 }
@@ -322,7 +322,7 @@ def render_measurement(found: Measurement) -> str:
     first = found["networks"][0]["min_cpu_ms"]
     rows = [["network", "load", "p50", "p95", "CPU minimum", "vs first", "memory"]]
     for n in found["networks"]:
-        memory = "" if n["memory_bytes"] is None else format_bytes(n["memory_bytes"])
+        memory = format_bytes(n["memory_bytes"]) if n["memory_bytes"] else ""
         times = [format_ms(n[key]) for key in ("load_ms", "p50_ms", "p95_ms", "min_cpu_ms")]
         rows.append([n["name"], *times, f"{first / n['min_cpu_ms']:.2f}x", memory])
     threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
