@@ -47,7 +47,8 @@ class _Plan:
     signature: tuple[Any, ...]
     alignment: Formulas
     size_bytes: Formulas
-    templates: dict[bytes, CompiledTemplate] = field(default_factory=dict)
+    templates: dict[tuple[bytes, bytes], CompiledTemplate] = field(default_factory=dict)
+    exact: set[bytes] = field(default_factory=set)  # classes whose templates hold for one policy only
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,12 @@ class Lowering:
         graph = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
         found = template_of_model(model, graph, plan.skeleton, self.batch, self.target.runtime.templates)
         classes = self._classes(plan, values)[0]
-        self.store.learn(self._signature(plan, classes), found)
-        plan.templates[classes.tobytes()] = found.compiled(plan.names)
+        own = values[0].tobytes() if classes.tobytes() in plan.exact or found.exact else b""
+        if own:
+            plan.exact.add(classes.tobytes())
+        else:
+            self.store.learn(self._signature(plan, classes), found)
+        plan.templates[classes.tobytes(), own] = found.compiled(plan.names)
         return found
 
     # -- prices
@@ -163,17 +168,34 @@ class Lowering:
         found: list[tuple[list[int], CompiledTemplate, Array, _Plan]] = []
         for plan, members in by_plan.values():
             values = np.array([self._values(policies[i]) for i in members])
-            rows = self._classes(plan, values)
-            parts: dict[bytes, list[int]] = {}
-            for j, row in enumerate(rows):
-                parts.setdefault(row.tobytes(), []).append(j)
-            for key, at in parts.items():
-                template = plan.templates.get(key)
-                if template is None:
-                    template = self._obtain(plan, rows[at[0]], policies[members[at[0]]])
-                    plan.templates[key] = template
-                found.append(([members[j] for j in at], template, values[at], plan))
+            parts: dict[tuple[bytes, bytes], list[int]] = {}
+            for j, row in enumerate(self._classes(plan, values)):
+                own = values[j].tobytes() if row.tobytes() in plan.exact else b""
+                parts.setdefault((row.tobytes(), own), []).append(j)
+            for at in parts.values():
+                found += self._matched(plan, policies, members, values, at)
         return found
+
+    def _matched(
+        self,
+        plan: _Plan,
+        policies: Sequence[ResolvedPolicy],
+        members: list[int],
+        values: Array,
+        at: list[int],
+    ) -> list[tuple[list[int], CompiledTemplate, Array, _Plan]]:
+        """Policies of one alignment with their template; each with its own, where templates are exact."""
+        classes = self._classes(plan, values[at[:1]])[0]
+        key = classes.tobytes()
+        own = values[at[0]].tobytes() if key in plan.exact else b""
+        template = plan.templates.get((key, own))
+        if template is None:
+            template = self._obtain(plan, classes, policies[members[at[0]]])
+            if template.template.exact and not own:
+                plan.exact.add(key)
+                return [x for j in at for x in self._matched(plan, policies, members, values, [j])]
+            plan.templates[key, own] = template
+        return [([members[j] for j in at], template, values[at], plan)]
 
     def _plan(self, policy: ResolvedPolicy) -> _Plan:
         key = (
@@ -229,6 +251,8 @@ class Lowering:
             return self._ask(plan, policy)
 
         signature = self._signature(plan, classes)
+        if classes.tobytes() in plan.exact:
+            signature += str(sorted(unknowns(policy, self.structure).items()))
         return self.store.get(signature, make).compiled(plan.names)
 
     def _ask(self, plan: _Plan, policy: ResolvedPolicy) -> Template:

@@ -27,13 +27,18 @@ def predict_onnx(path: Path, target: Target, batch: int = 1) -> tuple[KernelBatc
     if not found:
         raise InputError(f"{str(path)!r} executes no operation at all.")
     kinds = [_kind(k, target) for k in found]
-    rows = [_row(k) for k in found]
+    rows = [row_of(k) for k in found]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return make_batch(kinds, columns), float(_peak_bytes(found)), float(weight_bytes(path))
 
 
+def kind_of(k: FoundKernel) -> KernelKind:
+    """What a found kernel is, under its node's name."""
+    return KernelKind(k.op, k.domain, k.precision, k.name, k.fused, k.weight_bearing)
+
+
 def _kind(k: FoundKernel, target: Target) -> KernelKind:
-    kind = KernelKind(k.op, k.domain, k.precision, k.name, k.fused, k.weight_bearing)
+    kind = kind_of(k)
     if target.runtime.templates != "rules":
         return kind
     array = target.base_precision.startswith("w")
@@ -78,7 +83,8 @@ _ELEMENT_BITS = {
 }
 
 
-def _row(k: FoundKernel) -> dict[str, float]:
+def row_of(k: FoundKernel) -> dict[str, float]:
+    """Columns of a found kernel."""
     x = k.inputs[0] if k.inputs else (1,)
     y = k.outputs[0] if k.outputs else x
     row = {

@@ -50,7 +50,7 @@ def alignment_dims(skeleton: Skeleton, where: Placement, target: Target) -> list
 
 
 def alignment_classes(sizes: NDArray[np.float64], target: Target) -> NDArray[np.int8]:
-    """Class of each size, (P, D): whole blocks of channels, multiples of four, or neither; below a block or not."""
+    """Class of each size, (P, D): whole blocks, multiples of four, or neither; below a block or not."""
     from search.templates import block_size
 
     block = block_size()

@@ -6,10 +6,11 @@ policies with a matrix product: sizes = constants + values @ multiples, columns 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ Array = NDArray[np.float64]
 
 
 class Dim(NamedTuple):
-    """One size: ``const + sum(factor * value[name])``, rounded up to a multiple of ``step`` unless that is 0."""
+    """One size: ``const + sum(factor * value[name])``, rounded up to multiples of ``step`` unless 0."""
 
     const: float
     mult: tuple[tuple[str, float], ...] = ()
@@ -53,6 +54,7 @@ class Dim(NamedTuple):
         return math.ceil(exact / self.step) * self.step if self.step else exact
 
 
+@lru_cache(maxsize=65536)
 def dim_of(size: DimSize, batch: int) -> Dim:
     """A size of the skeleton at a batch size."""
     factor = batch if size.batch else 1
@@ -96,8 +98,8 @@ class Template:
     """Kernels in order of execution, and the number of elements of every tensor between them.
 
     ``inputs`` are live from the start, ``outputs`` to the end. ``source`` says where it comes from:
-    "host", "host-without-nchwc" or "rules". ``exact`` holds the values it is confined to, when some of
-    its sizes could not be expressed as formulas.
+    "host", "host-without-nchwc" or "rules". ``exact`` templates hold for one policy's sizes only: some
+    could not be expressed as formulas.
     """
 
     kernels: tuple[SymbolicKernel, ...]
@@ -105,7 +107,7 @@ class Template:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     source: str
-    exact: tuple[tuple[str, int], ...] | None = None
+    exact: bool = False
     widths: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -125,15 +127,21 @@ class Formulas:
         index = {n: i for i, n in enumerate(names)}
         dims: dict[Dim, int] = {}
         base = np.zeros(len(cells))
+        known: dict[int, float] = {}  # cells of one constant are many and shared
         owners: list[int] = []
         factors: list[float] = []
         parts: list[list[int]] = []
         for i, terms in enumerate(cells):
+            if id(terms) in known:
+                base[i] = known[id(terms)]
+                continue
             for term in terms:
-                factor = float(np.prod([d.const for d in term if not d.mult], initial=1.0))
+                factor = math.prod([d.const for d in term if not d.mult])
                 free = [dims.setdefault(d, len(dims) + 1) for d in term if d.mult]
                 if not free:
                     base[i] += factor
+                    if len(terms) == 1:
+                        known[id(terms)] = factor
                     continue
                 owners.append(i)
                 factors.append(factor)
@@ -229,29 +237,39 @@ def element_width(kind: KernelKind) -> float:
 
 
 def to_json(template: Template) -> dict[str, Any]:
-    """JSON document of a template."""
+    """JSON document of a template; equal cells are written once."""
+    cells: dict[Cell, int] = {}
+    known: dict[int, int] = {}
+
+    def index(value: Cell) -> int:
+        found = known.get(id(value))
+        if found is None:
+            found = known[id(value)] = cells.setdefault(value, len(cells))
+        return found
+
+    kernels = [
+        {
+            "kind": [*dataclasses.astuple(k.kind)],
+            "cells": {c: index(v) for c, v in k.cells.items()},
+            "reads": k.reads,
+            "writes": k.writes,
+        }
+        for k in template.kernels
+    ]
     return {
-        "kernels": [
-            {
-                "kind": [k.kind.op, k.kind.domain, k.kind.precision, k.kind.layer, list(k.kind.fused),
-                         k.kind.weight_bearing],
-                "cells": {c: _cell_json(v) for c, v in k.cells.items()},
-                "reads": list(k.reads),
-                "writes": list(k.writes),
-            }
-            for k in template.kernels
-        ],
-        "tensors": {t: _cell_json(v) for t, v in template.tensors.items()},
-        "inputs": list(template.inputs),
-        "outputs": list(template.outputs),
+        "kernels": kernels,
+        "tensors": {t: index(v) for t, v in template.tensors.items()},
+        "cells": [_cell_json(v) for v in cells],
+        "inputs": template.inputs,
+        "outputs": template.outputs,
         "source": template.source,
-        "exact": None if template.exact is None else [list(x) for x in template.exact],
+        "exact": template.exact,
         "widths": dict(template.widths),
-    }  # fmt: skip
+    }
 
 
 def _cell_json(value: Cell) -> list[Any]:
-    return [[[d.const, d.step, *([n, m] for n, m in d.mult)] for d in term] for term in value]
+    return [[[d.const, d.step, *d.mult] for d in term] for term in value]
 
 
 def _cell_of(doc: Any) -> Cell:
@@ -263,19 +281,19 @@ def _cell_of(doc: Any) -> Cell:
 
 def from_json(doc: Any) -> Template:
     """The template that `to_json` wrote. Raises KeyError, TypeError, ValueError or IndexError."""
+    cells = [_cell_of(c) for c in doc["cells"]]
     kernels = []
     for k in doc["kernels"]:
         op, domain, precision, layer, fused, bearing = k["kind"]
         kind = KernelKind(op, domain, precision, layer, tuple(fused), bool(bearing))
-        cells = {c: _cell_of(v) for c, v in k["cells"].items()}
-        kernels.append(SymbolicKernel(kind, cells, tuple(k["reads"]), tuple(k["writes"])))
-    exact = None if doc["exact"] is None else tuple((str(n), int(v)) for n, v in doc["exact"])
+        at = {c: cells[i] for c, i in k["cells"].items()}
+        kernels.append(SymbolicKernel(kind, at, tuple(k["reads"]), tuple(k["writes"])))
     return Template(
         tuple(kernels),
-        {t: _cell_of(v) for t, v in doc["tensors"].items()},
+        {t: cells[i] for t, i in doc["tensors"].items()},
         tuple(doc["inputs"]),
         tuple(doc["outputs"]),
         str(doc["source"]),
-        exact,
+        bool(doc["exact"]),
         {t: float(v) for t, v in doc["widths"].items()},
     )

@@ -22,7 +22,7 @@ Sizes = tuple[Dim, ...]
 #: ONNX names under which cost models know our operations.
 NAMES: Mapping[str, str] = {
     "conv": "Conv", "conv_transpose": "ConvTranspose", "linear": "Gemm", "matmul": "MatMul",
-    "batch_norm": "BatchNormalization", "layer_norm": "LayerNormalization", 
+    "batch_norm": "BatchNormalization", "layer_norm": "LayerNormalization",
     "group_norm": "GroupNormalization",
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min",
     "cat": "Concat", "split": "Split", "slice": "Slice", "select": "Gather", "reshape": "Reshape",

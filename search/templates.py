@@ -6,8 +6,10 @@ Templates are kept in memory and in the user's cache folder by signature, runtim
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +24,23 @@ from compressors.graph import VIEW_OPS, DimSize, Graph, Node
 from compressors.skeleton import Placement, Skeleton
 from search.emit import emit
 from search.emit.builder import ArrayLike, Builder
-from search.lowering_graph import Source, TemplateError, read_template
-from search.lowering_template import Template, from_json, to_json
+from search.lowering_graph import read_template
+from search.lowering_shapes import Source, TemplateError, UnreadableError
+from search.lowering_template import (
+    SymbolicKernel,
+    Template,
+    cell,
+    count,
+    element_width,
+    from_json,
+    to_json,
+)
 
 if TYPE_CHECKING:
     import onnx
 
 #: Part of every cache key; to be raised when emission or reading of templates changes.
-TEMPLATE_VERSION = 1
+TEMPLATE_VERSION = 2
 #: Session configuration by template method of the target.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "host": {},
@@ -110,7 +121,7 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
 
 
 def _inherits(n: Node, code: ActivationCode) -> bool:
-    """Whether a node's output takes its input's quantiser; a ReLU of codes that start at zero does nothing."""
+    """Whether a node's output takes its input's quantiser; a ReLU of codes from zero up is idle."""
     return n.op in VIEW_OPS or n.op == "max_pool" or (n.op == "relu" and code.zero_point == code.low)
 
 
@@ -194,15 +205,45 @@ def ask(
     constants: Mapping[str, Any],
 ) -> Template:
     """The template of a concrete graph, by asking the runtime of this machine."""
-    model = dummy_model(graph, where, activations, constants)
-    found = optimised(model.SerializeToString(), method)
-    return read_template(found, Source(graph, sizes, layer_of, batch, block_size()), method)
+    model = dummy_model(graph, where, activations, constants).SerializeToString()
+    source = Source(graph, sizes, layer_of, batch, block_size())
+    return read_or_run(model, source, method)
+
+
+def read_or_run(model: bytes, source: Source, method: str) -> Template:
+    """The template of a model: formulas if the optimised graph can be read, else the sizes of a run."""
+    try:
+        return read_template(optimised(model, method), source, method)
+    except UnreadableError:
+        return exact_template(model, source, method)
+
+
+def exact_template(model: bytes, source: Source, method: str) -> Template:
+    """The template of a model for its own sizes only, from the profiler's events of one run."""
+    from search.kernels_found import read_kernels
+    from search.lowering_onnx import kind_of, row_of
+
+    found = read_kernels(model, method, batch=source.batch)
+    graph = source.graph
+    kernels, tensors, widths = [], {t: count(source.formula(t)) for t in graph.inputs}, {}
+    for k in found:
+        param = k.weights[0].split("/")[0] if k.weights else ""
+        caller = next(iter(graph.consumers.get(param, ())), None)
+        layer = source.layer_of.get(caller.name, "") if caller is not None else ""
+        kind = dataclasses.replace(kind_of(k), layer=layer)
+        cells = {c: cell(v) for c, v in row_of(k).items()}
+        cells |= {c: cell(8.0 if k.precision == "int8" else 32.0) for c in ("weight_bits", "act_bits")}
+        kernels.append(SymbolicKernel(kind, cells, k.reads, k.writes))
+        for t, shape in zip(k.writes, k.outputs, strict=False):
+            tensors[t] = cell(float(math.prod(shape)))
+            widths[t] = element_width(kind)
+    return Template(tuple(kernels), tensors, tuple(graph.inputs), tuple(graph.outputs), method, True, widths)
 
 
 def template_of_model(model: bytes, graph: Graph, skeleton: Skeleton, batch: int, method: str) -> Template:
     """The template that an exported file really leads to."""
     source = Source(graph, skeleton.sizes, skeleton.layer_of, batch, block_size())
-    return read_template(optimised(model, method), source, method)
+    return read_or_run(model, source, method)
 
 
 # -- the store
