@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class FrontPlot:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     outside: int
+
+    def shows(self, dot: Dot) -> bool:
+        """Whether a dot lies in the frame."""
+        (left, right), (low, high) = self.x_range, self.y_range
+        return left <= dot.x <= right and low <= dot.y <= high
 
 
 @dataclass(frozen=True)
@@ -116,14 +122,19 @@ def front_plot(results: Results) -> FrontPlot:
     everything = tuple(d for d in (*tried, *uniform, *references, *points) if d is not None)
     limit = results["budget"]["limits"].get(cost)
     budget = None if limit is None else limit["limit"]
-    x_range, y_range = _frame(important, [d for d in uniform if d is not None], budget)
-    outside = sum(
-        not (x_range[0] <= d.x <= x_range[1] and y_range[0] <= d.y <= y_range[1]) for d in everything
+    known = results["base"]["costs"].get(cost)
+    plot = FrontPlot(
+        dots=everything,
+        metric=results["task"]["metric"],
+        unit=unit,
+        cost=cost,
+        x_source=known["source"] if known else "exact",
+        budget=budget,
+        x_range=_x_range([*important, *(d for d in uniform if d is not None)], budget),
+        y_range=_y_range(important, results["task"]["higher_is_better"], unit == "%"),
+        outside=0,
     )
-    source = results["base"]["costs"][cost]["source"] if cost in results["base"]["costs"] else "exact"
-    return FrontPlot(
-        everything, results["task"]["metric"], unit, cost, source, budget, x_range, y_range, outside
-    )
+    return dataclasses.replace(plot, outside=sum(not plot.shows(d) for d in everything))
 
 
 def _dot(network: Network | Point, kind: Kind, label: str, cost: str, unit: str) -> Dot | None:
@@ -165,16 +176,24 @@ def _kind(step: Step) -> Kind:
     return "tried" if step["feasible"] else "infeasible"
 
 
-def _frame(
-    important: Sequence[Dot], uniform: Sequence[Dot], budget: float | None
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ranges that show the front and its references well; intervals may leave them."""
-    xs = [d.x for d in (*important, *uniform)] + ([] if budget is None else [budget])
-    ys = [d.y for d in important]
-    if not xs or not ys:
-        return (0.0, 1.0), (0.0, 1.0)
-    span = max(max(ys) - min(ys), abs(max(ys)) * 0.005, 1e-6)
-    return (0.0, max(xs) * 1.06), (min(ys) - 0.7 * span, max(ys) + 0.3 * span)
+def _x_range(dots: Sequence[Dot], budget: float | None) -> tuple[float, float]:
+    xs = [d.x for d in dots] + ([] if budget is None else [budget])
+    return (0.0, max(xs) * 1.06) if xs else (0.0, 1.0)
+
+
+def _y_range(dots: Sequence[Dot], higher_is_better: bool, percent: bool) -> tuple[float, float]:
+    """What shows the good end of the front well: far worse points are left out, intervals may leave it."""
+    if not dots:
+        return 0.0, 1.0
+    sign = 1.0 if higher_is_better else -1.0
+    gains = [sign * d.y for d in dots]
+    top = max(gains)
+    near = max((4 * (top - sign * d.y) for d in dots if d.kind == "picked"), default=0.0)
+    floor = top - max(near, 0.08 * abs(top))
+    worst = min(g for g in gains if g >= floor)
+    span = max(top - worst, abs(top) * 0.005, 1e-6)
+    ends = sorted((sign * (worst - 0.5 * span), sign * (top + 0.25 * span)))
+    return (max(ends[0], -1.0), min(ends[1], 101.0)) if percent else (ends[0], ends[1])
 
 
 def layer_bars(point: Point | None) -> tuple[LayerBar, ...]:

@@ -48,9 +48,28 @@ def test_front_holds_references_and_leaves_the_hopeless_out() -> None:
     assert picked.x_low < picked.x
     assert plot.budget == 3.16
     assert plot.x_source == "predicted"
-    beyond = [d for d in plot.dots if not plot.y_range[0] <= d.y <= plot.y_range[1]]
-    assert plot.outside >= len(beyond) > 0
+    beyond = [d for d in plot.dots if not plot.shows(d)]
+    assert plot.outside == len(beyond) > 0
     assert all(d.kind in ("tried", "infeasible") for d in beyond)
+
+
+def test_front_far_below_leaves_the_frame_and_percent_ends_at_100() -> None:
+    results = example(steps=[])
+    results["points"][-1]["validation"] = {"value": 0.11, "samples": 359}
+    plot = front_plot(results)
+    assert plot.outside == 1
+    assert plot.y_range[0] > 80
+    assert plot.y_range[1] <= 101
+    errors = example(steps=[])
+    errors["task"] = {**errors["task"], "higher_is_better": False, "metric": "mse", "metric_unit": ""}
+    for network in (errors["base"], errors["plain_int8"], *errors["points"]):
+        assert network is not None
+        found = network.get("validation")
+        assert found is not None
+        found["value"] = 1 - found["value"]
+    low = front_plot(errors)
+    assert low.y_range[0] < 0.014 < low.y_range[1]
+    assert [d.kind for d in low.dots if low.shows(d)].count("picked") == 1
 
 
 def test_front_without_latency_is_over_macs() -> None:
