@@ -22,13 +22,15 @@ class Numerics:
     scales that are powers of two). ``weight_reserve`` bits are left unused in the weight range (1 on
     x86 without VNNI, whose u8*s8 pairs saturate). ``quantises_between``: the runtime silently
     quantises float layers that stand between integer tensors, so they are integer in the policy too.
-    ``float_output``: operations whose integer kernels can leave a float result.
+    ``float_output``: operations whose integer kernels can leave a float result;
+    ``fuses_before_integers``: not where an activation is fused into a product of matrices.
     """
 
     activations: str = "u8-affine"
     weight_reserve: int = 0
     bias_bits: int = 32
     quantises_between: bool = True
+    fuses_before_integers: bool = True
     float_output: frozenset[str] = frozenset({"linear"})
 
     @property
@@ -223,7 +225,7 @@ def _resolve_weight_bits(
     around = [_bits_around(structure, n, act_bits) for n in layer.nodes]
     a_in = max(a for a, _ in around)
     a_out = max(b for _, b in around)
-    integer_out = a_out != FLOAT or layer.op in abilities.numerics.float_output
+    integer_out = a_out != FLOAT or _leaves_float(structure, abilities.numerics, layer)
     if a_in == FLOAT or not integer_out:
         alone = sorted(w for w, a in abilities.precisions if a == FLOAT)
         if wanted is None or wanted == FLOAT or not alone:
@@ -239,6 +241,21 @@ def _resolve_weight_bits(
     if wanted == FLOAT:
         return paired[-1] if abilities.numerics.quantises_between and a_out != FLOAT else FLOAT
     return min((w for w in paired if w >= wanted), default=paired[-1])
+
+
+def _leaves_float(structure: Structure, numerics: Numerics, layer: Layer) -> bool:
+    """Whether a runtime has an integer kernel for the layer that leaves a float result.
+
+    onnxruntime fuses an activation into the product of two matrices before it looks for integers, so a
+    linear layer on (batch, features) that is followed by one stays float unless what follows is integer.
+    """
+    if layer.op not in numerics.float_output:
+        return False
+    graph = structure.graph
+    nodes = [graph.by_name[n] for n in layer.nodes]
+    return not numerics.fuses_before_integers or not any(
+        len(graph.tensors[n.outputs[0]].shape) == 2 and fused_output(graph, n) != n.outputs[0] for n in nodes
+    )
 
 
 def _bits_around(structure: Structure, node_name: str, act_bits: Mapping[str, int]) -> tuple[int, int]:

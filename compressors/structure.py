@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from .channels import channel_groups
 from .graph import (
@@ -116,7 +117,8 @@ def tensor_groups(graph: Graph, layer_of_node: dict[str, Layer]) -> tuple[Tensor
 
     Quantise/dequantise stands behind the producer of each of these tensors: inputs of weight-bearing
     operations, outputs of convolutions (an integer convolution writes integers), and whatever lies
-    between them through adds, concats, pooling and reshapes. Results that only attention, layer-norm or
+    between them through adds, concats, pooling and reshapes. Calls of one layer are read alike and written
+    alike. Results that only attention, layer-norm or
     the network's caller read stay float.
     """
     written = {n.name: _written(graph, n) for n in graph.nodes}
@@ -129,13 +131,20 @@ def tensor_groups(graph: Graph, layer_of_node: dict[str, Layer]) -> tuple[Tensor
             t = parent[t]
         return t
 
+    def join(tensors: Iterable[str]) -> None:
+        ends = [t for t in tensors if t in points]
+        for t in ends[1:]:
+            a, b = root(ends[0]), root(t)
+            if a != b:
+                parent[b] = a
+
     for n in graph.nodes:
         if n.op in _JOINING and n.name not in inside:
-            ends = [t for t in (*graph.activations_of(n), *written[n.name]) if t in points]
-            for t in ends[1:]:
-                a, b = root(ends[0]), root(t)
-                if a != b:
-                    parent[b] = a
+            join((*graph.activations_of(n), *written[n.name]))
+    for layer in {x.name: x for x in layer_of_node.values()}.values():
+        calls = [graph.by_name[n] for n in layer.nodes]  # one weight is integer in all calls or in none
+        join(n.inputs[0] for n in calls)
+        join(written[n.name][0] for n in calls)
     members: dict[str, list[str]] = {}
     for t in [*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]:
         if t in points:
