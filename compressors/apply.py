@@ -20,6 +20,7 @@ from .importance import Evidence
 from .policy import ResolvedPolicy
 from .prune import kept_indices, prune
 from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
+from .reconstruct import covariance, inputs_of, reconstruct
 from .resolve import Numerics
 from .skeleton import Placement, Skeleton, SkeletonCache, concrete, placement, unknowns
 from .structure import structure_of
@@ -38,7 +39,8 @@ class Network:
     calibration: tuple[Tensor, ...]
     skeletons: SkeletonCache
     _gradients: dict[str, Tensor] | None = field(default=None, repr=False)
-    _means: dict[str, Tensor] | None = field(default=None, repr=False)
+    _orders: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+    _seen: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     @classmethod
     def from_module(
@@ -53,7 +55,7 @@ class Network:
     @property
     def evidence(self) -> Evidence:
         """What importance criteria may look at."""
-        return Evidence(self.structure, self.weights, self.gradients)
+        return Evidence(self.structure, self.weights, self.gradients, self.covariances, self._orders)
 
     @torch.enable_grad()
     def gradients(self) -> Mapping[str, Tensor]:
@@ -72,30 +74,34 @@ class Network:
             self._gradients = {k: g for k, g in zip(names, found, strict=True) if g is not None}
         return self._gradients
 
-    @torch.no_grad()
     def channel_means(self) -> Mapping[str, Tensor]:
         """Mean of every weight-bearing node's output per channel, uncompressed, computed once."""
-        if self._means is None:
-            found: dict[str, Tensor] = {}
-            axis = {
-                n.outputs[0]: _channel_axis(n)
-                for n in self.structure.graph.nodes
-                if n.name in self.structure.layer_of_node
-            }
+        return self._statistics()[0]
+
+    def covariances(self) -> Mapping[str, Tensor]:
+        """Channel covariance (C, C) of the layers' inputs, uncompressed, computed once."""
+        return self._statistics()[1]
+
+    @torch.no_grad()
+    def _statistics(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if self._seen is None:
+            means: dict[str, Tensor] = {}
+            covariances: dict[str, Tensor] = {}
+            nodes = [n for n in self.structure.graph.nodes if n.name in self.structure.layer_of_node]
+            axis = {n.outputs[0]: _channel_axis(n) for n in nodes}
+            read = inputs_of(self.structure)
 
             def look(name: str, value: Tensor) -> Tensor:
-                found[name] = _channel_mean(value, axis[name])
+                if name in axis:
+                    means[name] = _channel_mean(value, axis[name])
+                if name in read:
+                    covariances[name] = covariance(value[:RANGE_SAMPLES], read[name])
                 return value
 
-            run(
-                self.structure.graph,
-                self.weights,
-                fitted(self.structure.graph, self.calibration),
-                look,
-                hooked=frozenset(axis),
-            )
-            self._means = found
-        return self._means
+            inputs = fitted(self.structure.graph, self.calibration)
+            run(self.structure.graph, self.weights, inputs, look, hooked=frozenset((*axis, *read)))
+            self._seen = (means, covariances)
+        return self._seen
 
 
 def fast_layout(value: Tensor) -> Tensor:
@@ -132,6 +138,8 @@ def reduced(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
     skeleton = network.skeletons.of(policy)
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
     weights = prune(network.structure, network.weights, kept)
+    if kept:
+        weights = reconstruct(network.structure, network.weights, weights, kept, network.covariances())
     for name, factor in policy.factors.items():
         layer = network.structure.layer[name]
         parts = factorize(weights[layer.weight], factor, layer.op == "conv_transpose")

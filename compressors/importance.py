@@ -14,15 +14,18 @@ from torch import Tensor
 
 from .errors import PolicyError, near
 from .graph import ChannelGroup, Graph, Structure
+from .reconstruct import elimination_order
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What criteria may look at: weights and, for some, gradients of a loss on calibration data."""
+    """What criteria may look at: weights, and what calibration data says: gradients, covariances."""
 
     structure: Structure
     weights: Mapping[str, Tensor]
     gradients: Callable[[], Mapping[str, Tensor]] = field(default=dict)
+    covariances: Callable[[], Mapping[str, Tensor]] = field(default=dict)
+    orders: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
 
 Criterion = Callable[[Evidence, ChannelGroup], Tensor]
@@ -47,8 +50,14 @@ def scores(evidence: Evidence, group: ChannelGroup, name: str) -> Tensor:
 
 
 def kept_units(evidence: Evidence, group: ChannelGroup, name: str, count: int) -> Tensor:
-    """Indices of the ``count`` most important units, ascending; ties go to the lower index."""
-    order = torch.argsort(scores(evidence, group, name).double(), descending=True, stable=True)
+    """Indices of the ``count`` most important units, ascending; ties go to the lower index.
+
+    The ranking does not depend on ``count`` and is remembered in ``evidence.orders``.
+    """
+    order = evidence.orders.get((name, group.name))
+    if order is None:
+        order = torch.argsort(scores(evidence, group, name).double(), descending=True, stable=True)
+        evidence.orders[name, group.name] = order
     return order[:count].sort().values
 
 
@@ -118,3 +127,15 @@ def taylor(evidence: Evidence, group: ChannelGroup) -> Tensor:
         other = [d for d in range(change.dim()) if d != dim]
         total += _sum_by_unit(change.sum(other) if other else change, units, group.size).pow(2)
     return total
+
+
+@criterion("obs")
+def obs(evidence: Evidence, group: ChannelGroup) -> Tensor:
+    """Place in a greedy elimination by what reconstruction cannot make good: `elimination_order`."""
+    covariances = evidence.covariances()
+    order = elimination_order(evidence.structure, evidence.weights, covariances, group)
+    if order is None:
+        return l2(evidence, group)
+    places = torch.zeros(group.size, dtype=torch.float64)
+    places[order] = torch.arange(1, group.size + 1, dtype=torch.float64)
+    return places

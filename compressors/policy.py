@@ -48,7 +48,7 @@ class Policy:
     weight_bits: Mapping[str, int] = field(default_factory=dict)
     act_bits: Mapping[str, int] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
-    criterion: str = "l2"
+    criterion: str = "obs"
     ranges: str = "mse"
 
 
@@ -66,7 +66,7 @@ class ResolvedPolicy:
     weight_bits: Mapping[str, int]
     act_bits: Mapping[str, int]
     removed: tuple[str, ...] = ()
-    criterion: str = "l2"
+    criterion: str = "obs"
     ranges: str = "mse"
 
     def to_dict(self) -> dict[str, Any]:
