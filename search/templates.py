@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressors.compressed import ActivationCode, WeightCode
-from compressors.graph import VIEW_OPS, DimSize, Graph, Node
+from compressors.graph import DimSize, Graph
 from compressors.skeleton import Placement, Skeleton
 from search.emit import emit
-from search.emit.builder import ArrayLike, Builder
+from search.emit.builder import ArrayLike, Builder, keeps_values
 from search.lowering_graph import read_template
 from search.lowering_shapes import Source, TemplateError, UnreadableError
 from search.lowering_template import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: Part of every cache key; to be raised when emission or reading of templates changes.
-TEMPLATE_VERSION = 2
+TEMPLATE_VERSION = 3
 #: Session configuration by template method of the target.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "host": {},
@@ -57,20 +57,26 @@ class DummyBuilder(Builder):
         if known is not None:
             return super().array(param)
         kind = self.graph.params[param]
-        return _filled(kind.shape, kind.dtype)
+        return _filled(kind.shape, kind.dtype, self._number(param))
+
+    def _number(self, param: str) -> int:
+        """Runtimes share equal initializers: every parameter has a value of its own."""
+        if not hasattr(self, "_numbers"):
+            self._numbers = {p: i % 100 for i, p in enumerate(self.graph.params)}
+        return self._numbers[param]
 
     def weight_codes(self, param: str, code: WeightCode) -> ArrayLike:
         """See `Builder.weight_codes`."""
-        return _filled(self.graph.params[param].shape, "int8")
+        return _filled(self.graph.params[param].shape, "int8", self._number(param))
 
     def bias_codes(self, param: str, scale: ArrayLike) -> ArrayLike:
         """See `Builder.bias_codes`."""
-        return _filled(scale.shape, "int32")
+        return _filled(scale.shape, "int32", self._number(param))
 
 
 @lru_cache(maxsize=4096)
-def _filled(shape: tuple[int, ...], dtype: str) -> ArrayLike:
-    value = 0.01 if dtype.startswith("float") else 1
+def _filled(shape: tuple[int, ...], dtype: str, number: int = 0) -> ArrayLike:
+    value = 0.01 + 1e-4 * number if dtype.startswith("float") else 1 + number
     return np.full(shape, value, dtype=np.dtype(dtype))
 
 
@@ -100,7 +106,7 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
         if bits is None:
             continue
         n = graph.producer.get(t)
-        if n is not None and n.inputs and n.inputs[0] in found and _inherits(n, found[n.inputs[0]]):
+        if n is not None and n.inputs and n.inputs[0] in found and keeps_values(n, found[n.inputs[0]]):
             found[t] = found[n.inputs[0]]
             continue
         scale = 0.02 + 1e-5 * i
@@ -118,11 +124,6 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
             zero = min(max(round(-low / scale), 0), high)
         found[t] = ActivationCode(scale, zero, bits, 0, high)
     return found
-
-
-def _inherits(n: Node, code: ActivationCode) -> bool:
-    """Whether a node's output takes its input's quantiser; a ReLU of codes from zero up is idle."""
-    return n.op in VIEW_OPS or n.op == "max_pool" or (n.op == "relu" and code.zero_point == code.low)
 
 
 # -- asking onnxruntime

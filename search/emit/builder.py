@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from compressors.compressed import ActivationCode, WeightCode
-from compressors.graph import FUSED_ACTIVATIONS, Graph, Node, Shape
+from compressors.graph import FUSED_ACTIVATIONS, VIEW_OPS, Graph, Node, Shape
 from search.errors import InputError
 
 #: What onnxruntime's quantisation and layout optimisers know best; its version of Conv is still 11.
@@ -73,7 +74,7 @@ class Builder:
     ) -> None:
         self.graph = graph
         self.weights = weights
-        self.activations = activations
+        self.activations = activations = harmonised(graph, activations)
         self.codes = codes
         self.biases = biases
         self.nodes: list[onnx.NodeProto] = []
@@ -250,6 +251,32 @@ def idle_activations(graph: Graph, activations: Mapping[str, ActivationCode]) ->
         least, most = ((c - code.zero_point) * code.scale for c in (code.low, code.high))
         if least > low - code.scale / 2 and most < high + code.scale / 2:
             found[n.name] = n
+    return found
+
+
+def keeps_values(n: Node, code: ActivationCode) -> bool:
+    """Whether values that lie on the input's grid lie on it still behind ``n``."""
+    if n.op in VIEW_OPS or n.op == "max_pool":
+        return True
+    if n.op == "upsample":
+        return bool(n.attrs["mode"] == "nearest")
+    return n.op == "relu" and code.zero_point == code.low
+
+
+def harmonised(graph: Graph, activations: Mapping[str, ActivationCode]) -> dict[str, ActivationCode]:
+    """Quantisers, made equal where an operation keeps values and the two differ by rounding only.
+
+    Runtimes drop quantise/dequantise around such operations only if scales are the same to the last bit.
+    """
+    found = dict(activations)
+    for n in graph.nodes:
+        before = found.get(n.inputs[0]) if n.inputs else None
+        after = found.get(n.outputs[0])
+        if before is None or after is None or before == after or not keeps_values(n, before):
+            continue
+        same = dataclasses.replace(after, scale=before.scale) == before
+        if same and math.isclose(before.scale, after.scale, rel_tol=1e-5):
+            found[n.outputs[0]] = before
     return found
 
 
