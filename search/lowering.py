@@ -31,7 +31,14 @@ from hw_profiles.predictor import Predictor
 from hw_profiles.target import Target
 from search.lowering_sizes import alignment_classes, alignment_dims, parameter_bytes
 from search.lowering_template import CompiledTemplate, Formulas, Template
-from search.templates import TEMPLATE_VERSION, TemplateStore, ask, runtime_key, signature_text
+from search.templates import (
+    TEMPLATE_VERSION,
+    TemplateStore,
+    ask,
+    collection_paused,
+    runtime_key,
+    signature_text,
+)
 
 Array = NDArray[np.float64]
 _PLANS = 4096
@@ -159,6 +166,12 @@ class Lowering:
     # -- templates
 
     def _grouped(
+        self, policies: Sequence[ResolvedPolicy]
+    ) -> list[tuple[list[int], CompiledTemplate, Array, _Plan]]:
+        with collection_paused():
+            return self._grouped_by_plan(policies)
+
+    def _grouped_by_plan(
         self, policies: Sequence[ResolvedPolicy]
     ) -> list[tuple[list[int], CompiledTemplate, Array, _Plan]]:
         by_plan: dict[int, tuple[_Plan, list[int]]] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -149,7 +150,7 @@ def optimised(model: bytes, method: str = "host") -> onnx.ModelProto:
         except Exception as problem:
             line = str(problem).strip().splitlines()[0]
             raise TemplateError(f"onnxruntime does not load the network: {line[:200]}") from problem
-        return onnx.load(str(path))
+        return onnx.ModelProto.FromString(path.read_bytes())
 
 
 @contextlib.contextmanager
@@ -245,6 +246,19 @@ def template_of_model(model: bytes, graph: Graph, skeleton: Skeleton, batch: int
     """The template that an exported file really leads to."""
     source = Source(graph, skeleton.sizes, skeleton.layer_of, batch, block_size())
     return read_or_run(model, source, method)
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """No garbage collection meanwhile: a template allocates enough to start several, and with torch loaded
+    each takes longer than all the rest."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # -- the store

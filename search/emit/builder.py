@@ -48,6 +48,17 @@ def as_array(value: Any) -> ArrayLike:
     return np.asarray(value.detach().cpu().numpy())
 
 
+def _attribute(name: str, value: int | float | str | Sequence[int]) -> onnx.AttributeProto:
+    """An attribute; onnx.helper's inspects values at length, which tells when thousands are made."""
+    if isinstance(value, int):
+        return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INT, i=value)
+    if isinstance(value, float):
+        return onnx.AttributeProto(name=name, type=onnx.AttributeProto.FLOAT, f=value)
+    if isinstance(value, str):
+        return onnx.AttributeProto(name=name, type=onnx.AttributeProto.STRING, s=value.encode())
+    return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS, ints=value)
+
+
 def tensor_proto(name: str, value: ArrayLike) -> TensorProto:
     """An initializer with raw bytes; quicker than onnx.numpy_helper, which checks what is known here."""
     value = np.ascontiguousarray(value).reshape(value.shape)
@@ -98,7 +109,7 @@ class Builder:
         made.output.extend(outputs)
         for key, value in attrs.items():
             if value is not None:
-                made.attribute.append(helper.make_attribute(key, value))
+                made.attribute.append(_attribute(key, value))
         self.nodes.append(made)
         return outputs[0]
 
