@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .compressed import ActivationCode, Compressed, WeightCode
 from .execute import run
 from .factorize import factorize
-from .graph import VIEW_OPS, Graph, Node, Structure
+from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
 from .importance import Evidence
 from .policy import ResolvedPolicy
 from .prune import kept_indices, prune
@@ -278,6 +278,7 @@ def fold(skeleton: Skeleton, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
         bias = weights[node.inputs[2]] if node.inputs[2] else torch.zeros_like(weights[mean])
         found[node.inputs[1]] = weights[node.inputs[1]] * factor.reshape(shape)
         found[f"{node.inputs[1]}.folded_bias"] = (bias - weights[mean]) * factor + weights[offset]
+    found.update({own: found[bias] for own, bias in skeleton.bias_copies.items()})
     return {k: v for k, v in found.items() if k in skeleton.graph.params}
 
 
@@ -345,7 +346,7 @@ class _Quantizing:
         for n in graph.nodes:
             if len(n.inputs) > 1 and n.inputs[1] in where.params:
                 self.calls.setdefault(n.inputs[1], []).append(n)
-        self.outputs = {n.outputs[0]: n for nodes in self.calls.values() for n in nodes if len(nodes) == 1}
+        self.outputs = {n.outputs[0]: n for nodes in self.calls.values() for n in nodes if n.op in WEIGHT_OPS}
         self.read = {n.inputs[0] for nodes in self.calls.values() for n in nodes}
         self.watched = {*where.tensors, *self.outputs, *self.read}
 
@@ -403,11 +404,10 @@ class _Quantizing:
 
     def biases_last(self) -> None:
         """Round the biases of integer layers to int32."""
-        for nodes in self.calls.values():
-            node = nodes[0]
-            bias = node.inputs[2] if len(node.inputs) > 2 else ""
+        for node in self.outputs.values():
+            bias = node.inputs[2]
             code = self.activations.get(node.inputs[0])
-            if len(nodes) == 1 and bias and code is not None:
+            if bias and code is not None:
                 self.weights[bias], self.biases[bias] = quantize_bias(
                     self.weights[bias], code.scale, self.codes[node.inputs[1]], self.numerics.bias_bits
                 )

@@ -33,7 +33,9 @@ class Skeleton:
     tensor names of what is left unchanged are those of the traced graph; types in both graphs are those
     of the *uncompressed* sizes: use `concrete`. ``sizes`` covers all tensors and parameters; rank i of
     layer L appears as pseudo group ``rank:L:i``. ``layer_of`` maps weight-bearing nodes (factors too) to
-    layers; ``params_of`` maps a factorised layer to its factor weights in order.
+    layers; ``factor_weights`` maps a factorised layer to its factor weights in order. In ``graph`` every
+    call of a layer has a bias of its own, since integer biases depend on the scale of the input:
+    ``bias_copies`` maps those that were made to the bias they start as.
     """
 
     unfolded: Graph
@@ -44,6 +46,7 @@ class Skeleton:
     foldings: tuple[Folding, ...]
     unfoldable: tuple[str, ...]
     slice_ends: Mapping[str, tuple[DimSize, DimSize]] = field(default_factory=dict)
+    bias_copies: Mapping[str, str] = field(default_factory=dict)
 
 
 def structure_key(policy: ResolvedPolicy) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -94,6 +97,7 @@ def skeleton_of(structure: Structure, removed: tuple[str, ...], methods: Mapping
         nodes.extend(chain)
     unfolded = graph.rebuilt(nodes, tensors=types, params=params)
     folded, foldings, unfoldable = _fold(unfolded, sizes)
+    folded, copies = _own_biases(folded, sizes)
     alive = {n.name for n in unfolded.nodes}
     return Skeleton(
         unfolded,
@@ -104,6 +108,7 @@ def skeleton_of(structure: Structure, removed: tuple[str, ...], methods: Mapping
         foldings,
         unfoldable,
         {k: v for k, v in structure.slice_ends.items() if k in alive},
+        copies,
     )
 
 
@@ -235,6 +240,24 @@ def _fold(
     params = {b: graph.params[f.norm.inputs[1]] for f in foldings for b in [biased[f.into[0]]]}
     left = tuple(n.name for n in nodes if n.op == "batch_norm")
     return graph.rebuilt(nodes, params=params), tuple(foldings), left
+
+
+def _own_biases(graph: Graph, sizes: dict[str, tuple[DimSize, ...]]) -> tuple[Graph, dict[str, str]]:
+    """A bias for each call of a shared layer, and what the new ones are copies of."""
+    taken: set[str] = set()
+    copies: dict[str, str] = {}
+    nodes = []
+    for n in graph.nodes:
+        bias = n.inputs[2] if n.op in WEIGHT_OPS else ""
+        if bias in taken:
+            own = f"{bias}.{n.name}"
+            copies[own], sizes[own] = bias, sizes[bias]
+            n = n.with_(inputs=(*n.inputs[:2], own))
+        elif bias:
+            taken.add(bias)
+        nodes.append(n)
+    params = {own: graph.params[bias] for own, bias in copies.items()}
+    return (graph.rebuilt(nodes, params=params) if copies else graph), copies
 
 
 def _renamed(n: Node, renamed: Mapping[str, str], biased: Mapping[str, str]) -> Node:
