@@ -98,7 +98,7 @@ for name, doc in json.load(sys.stdin):
 """
 
 
-def test_the_same_policy_gives_the_same_network_in_fresh_processes() -> None:
+def test_the_same_policy_gives_the_same_network_in_a_fresh_process() -> None:
     cases = [
         (n, random_policy(space_of(n, MIXED), 11)) for n in ("residual", "transformer", "shared-weights")
     ]
@@ -106,18 +106,17 @@ def test_the_same_policy_gives_the_same_network_in_fresh_processes() -> None:
     again = [fingerprint(compress(network_of(n), p, Numerics())) for n, p in cases]
     assert here == again
     text = json.dumps([(n, p.to_dict()) for n, p in cases])
-    for hash_seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            input=text,
-            env=env,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.split() == here
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=text,
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == here
     assert len(set(here)) == len(cases)
 
 
