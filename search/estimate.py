@@ -12,7 +12,7 @@ predictor give the same estimates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from compressors.policy import FACTOR_METHODS, FLOAT, ResolvedPolicy
 from compressors.resolve import factor_shapes, fused_output
 from compressors.space import PolicySpace
 from hw_profiles.kernel import COLUMNS, KernelBatch, KernelKind
+from hw_profiles.predictor import Predictor
 
 from .lowering import Lowering
 from .lowering_template import Formulas, SymbolicKernel, cell
@@ -38,10 +39,17 @@ _RANKS = max(FACTOR_METHODS.values())
 
 @dataclass
 class _Seen:
-    """Kernels seen at one site under one local key: the most frequent set, compiled over all value names."""
+    """Kernels seen at one site under one local key: the most frequent set, compiled over all value names.
 
+    ``used`` are the positions of the values its sizes depend on; ``memo`` holds (ms, mJ, MACs) by these,
+    to ten digits: an estimate then depends neither on the process nor on what was estimated with it.
+    """
+
+    text: tuple[str, ...]
     kinds: tuple[KernelKind, ...]
     columns: Formulas
+    used: tuple[int, ...]
+    memo: dict[tuple[float, ...], tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,10 @@ class Estimator:
     error: float = 0.0
     _sites: dict[str, _Site] = field(default_factory=dict, repr=False)
     _seen: dict[str, dict[Key, _Seen]] = field(default_factory=dict, repr=False)
+    _constant: list[_Seen] = field(default_factory=list, repr=False)
+    _fixed: float = field(default=0.0, repr=False)
+    _has_energy: bool = field(default=True, repr=False)
+    _priced_by: Predictor | None = field(default=None, repr=False)
     _nearest: dict[tuple[str, Key], _Seen | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -81,16 +93,16 @@ class Estimator:
         found._judge(judged)
         return found
 
-    def costs(self, policies: Sequence[ResolvedPolicy]) -> dict[str, Array]:
-        """latency_ms, size_bytes, macs and, where the target has it, energy_mj; each (P,)."""
-        latency, energy, macs = self._summed(policies)
-        found = {
-            "latency_ms": latency * self.factor,
-            "macs": macs / self.lowering.batch,
-            "size_bytes": np.array([self._size(p) for p in policies]),
-        }
-        if energy is not None:
-            found["energy_mj"] = energy
+    def costs(self, policies: Sequence[ResolvedPolicy], names: Collection[str] = ()) -> dict[str, Array]:
+        """latency_ms and those of size_bytes, macs, energy_mj in ``names`` (none given: all), each (P,)."""
+        table = self._summed(policies)
+        found = {"latency_ms": table[:, 0] * self.factor + self._fixed}
+        if self._has_energy and (not names or "energy_mj" in names):
+            found["energy_mj"] = table[:, 1]
+        if not names or "macs" in names:
+            found["macs"] = table[:, 2] / self.lowering.batch
+        if not names or "size_bytes" in names:
+            found["size_bytes"] = np.array([self._size(p) for p in policies])
         return found
 
     # -- learning
@@ -104,19 +116,22 @@ class Estimator:
             by_site: dict[str, list[SymbolicKernel]] = {}
             for k in self.lowering.template(policy).kernels:
                 by_site.setdefault(k.kind.layer, []).append(k)
-            for name in {*by_site, *self._sites}:
+            for name in dict.fromkeys((*by_site, *self._sites)):  # a set's order differs between processes
                 site = self._site(name)
                 kernels = by_site.get(name, [])
                 text = tuple(repr((k.kind, sorted(k.cells.items()))) for k in kernels)
                 texts.setdefault(text, tuple(kernels))
                 votes.setdefault((name, self._key(site, states, policy)), Counter())[text] += 1
         for (name, key), counted in votes.items():
-            chosen = texts[counted.most_common(1)[0][0]]
-            self._seen.setdefault(name, {})[key] = _compiled(chosen, names)
+            self._seen.setdefault(name, {})[key] = _compiled(texts[counted.most_common(1)[0][0]], names)
+        for name, seen in list(self._seen.items()):
+            if len({x.text for x in seen.values()}) == 1:  # the same whatever stands around it
+                self._constant.append(next(iter(seen.values())))
+                del self._seen[name]
 
     def _judge(self, policies: Sequence[ResolvedPolicy]) -> None:
         exact = self.lowering.costs(policies)["latency_ms"]
-        ratio = exact / np.maximum(self._summed(policies)[0], 1e-12)
+        ratio = (exact - self._fixed) / np.maximum(self._summed(policies)[:, 0], 1e-12)
         self.factor = float(np.median(ratio))
         self.error = float(np.median(np.abs(ratio / self.factor - 1.0)))
 
@@ -206,44 +221,66 @@ class Estimator:
             rows.append(row)
         return np.array(rows, dtype=np.float64).reshape(len(policies), -1)
 
-    def _summed(self, policies: Sequence[ResolvedPolicy]) -> tuple[Array, Array | None, Array]:
-        if not len(policies):
-            return np.zeros(0), np.zeros(0), np.zeros(0)
+    def _summed(self, policies: Sequence[ResolvedPolicy]) -> Array:
+        """(P, 3): milliseconds of the kernels, millijoules, MACs."""
+        self._refresh()
         values = self._values(policies)
-        groups: dict[int, tuple[_Seen, list[int]]] = {}
+        parts: list[list[tuple[_Seen, tuple[float, ...]]]] = []
+        missing: dict[int, tuple[_Seen, dict[tuple[float, ...], int]]] = {}
         for i, policy in enumerate(policies):
             states = self._states(policy)
-            for name in self._seen:
-                seen = self._known(name, self._key(self._sites[name], states, policy))
+            row = values[i].tolist()
+            here = [self._known(n, self._key(self._sites[n], states, policy)) for n in self._seen]
+            one = []
+            for seen in (*self._constant, *here):
                 if seen is not None and seen.kinds:
-                    groups.setdefault(id(seen), (seen, []))[1].append(i)
+                    at = tuple([row[j] for j in seen.used])
+                    if at not in seen.memo:
+                        missing.setdefault(id(seen), (seen, {}))[1].setdefault(at, i)
+                    one.append((seen, at))
+            parts.append(one)
+        if missing:
+            self._price_missing(missing, values)
+        out = np.zeros((len(policies), 3))
+        for i, one in enumerate(parts):
+            out[i] = [sum(column) for column in zip(*(s.memo[at] for s, at in one), strict=True)] or 0.0
+        return out
+
+    def _price_missing(
+        self, missing: Mapping[int, tuple[_Seen, dict[tuple[float, ...], int]]], values: Array
+    ) -> None:
+        """Price what the memos lack, all of it at once, kind by kind."""
+        wanted: list[tuple[_Seen, tuple[float, ...]]] = []
         buckets: dict[KernelKind, list[tuple[NDArray[np.intp], Array]]] = {}
-        for seen, members in groups.values():
-            rows = np.array(members, dtype=np.intp)
-            table = seen.columns(values[rows])
+        for seen, example in missing.values():
+            rows = np.arange(len(wanted), len(wanted) + len(example))
+            wanted += [(seen, at) for at in example]
+            table = seen.columns(values[list(example.values())])
             for j, kind in enumerate(seen.kinds):
                 buckets.setdefault(kind, []).append((rows, table[:, j :: len(seen.kinds)]))
-        return self._priced(buckets, len(policies))
-
-    def _priced(
-        self, buckets: Mapping[KernelKind, list[tuple[NDArray[np.intp], Array]]], count: int
-    ) -> tuple[Array, Array | None, Array]:
-        latency, energy, macs = np.zeros(count), np.zeros(count), np.zeros(count)
-        has_energy = True
-        fixed = 0.0
-        for kind, parts in buckets.items():
-            rows = np.concatenate([r for r, _ in parts])
-            table = np.concatenate([t for _, t in parts])
+        sums = np.zeros((len(wanted), 3))
+        for kind in sorted(buckets, key=repr):
+            rows = np.concatenate([r for r, _ in buckets[kind]])
+            table = np.concatenate([t for _, t in buckets[kind]])
             batch = KernelBatch((kind,), {c: table[:, [i]] for i, c in enumerate(COLUMNS)})
             found = self.lowering.predictor.predict(batch)
-            np.add.at(latency, rows, found.kernel_ms[:, 0])
-            np.add.at(macs, rows, batch.macs()[:, 0])
-            fixed = float(found.latency_ms[0] - found.kernel_ms[0].sum())
+            np.add.at(sums[:, 0], rows, found.kernel_ms[:, 0])
+            np.add.at(sums[:, 2], rows, batch.macs()[:, 0])
             if found.energy_mj is None:
-                has_energy = False
+                self._has_energy = False
             else:
-                np.add.at(energy, rows, found.energy_mj)
-        return latency + fixed, energy if has_energy else None, macs
+                np.add.at(sums[:, 1], rows, found.energy_mj)
+            self._fixed = float(f"{found.latency_ms[0] - found.kernel_ms[0].sum():.9e}")
+        for (seen, at), row in zip(wanted, sums, strict=True):
+            ms, mj, macs = (float(f"{x:.9e}") for x in row)
+            seen.memo[at] = (ms, mj, macs)
+
+    def _refresh(self) -> None:
+        """Forget prices when the predictor was corrected."""
+        if self._priced_by is not self.lowering.predictor:
+            self._priced_by = self.lowering.predictor
+            for seen in (*self._constant, *(x for by_key in self._seen.values() for x in by_key.values())):
+                seen.memo.clear()
 
     def _size(self, policy: ResolvedPolicy) -> float:
         """Bytes stored: weights at their bits with a scale a channel, everything else at four bytes."""
@@ -289,7 +326,10 @@ def _compiled(kernels: Sequence[SymbolicKernel], names: Sequence[str]) -> _Seen:
         if all(n in known for c in k.cells.values() for term in c for d in term for n, _ in d.mult)
     ]
     columns = Formulas([k.cells.get(c, one) for c in COLUMNS for k in usable], names)
-    return _Seen(tuple(replace(k.kind, layer="") for k in usable), columns)
+    index = {n: i for i, n in enumerate(names)}
+    used = {index[n] for k in usable for c in k.cells.values() for t in c for d in t for n, _ in d.mult}
+    text = tuple(repr((k.kind, sorted(k.cells.items()))) for k in usable)
+    return _Seen(text, tuple(replace(k.kind, layer="") for k in usable), columns, tuple(sorted(used)))
 
 
 def _layout(state: Key) -> str:

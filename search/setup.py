@@ -63,7 +63,7 @@ class Setup:
         """Quick estimates of what `costs` gives, by which agents propose."""
         if self.estimator is None:
             return self.costs(policies)
-        table = self.estimator.costs(policies)
+        table = self.estimator.costs(policies, self.budget.limits)
         if self.config.risk is not None:
             table["latency_high_ms"] = table["latency_ms"] * self.lowering.predictor.quantile_factor(
                 self.config.risk
