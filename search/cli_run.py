@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.cli_support import Interrupted, answer, merged, say, session, stop_on_interrupt
-from search.errors import UsageError
+from search.errors import TailorbirdError, UsageError
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -130,7 +131,7 @@ _CONFIG_FLAGS = frozenset(inspect.signature(search_command).parameters) - {
 
 def resolve(flags: Mapping[str, Any], sets: list[str], file: Path | None) -> RunConfig:
     """The config of this call; with `--resume` the run's own, changed where that is allowed."""
-    from search.config import ONE_CALL, load_config, make_config, read_sets
+    from search.config import MAY_CHANGE, ONE_CALL, load_config, make_config, read_sets, read_yaml
     from search.journal import Journal
     from search.runfolder import RunFolder
 
@@ -141,7 +142,11 @@ def resolve(flags: Mapping[str, Any], sets: list[str], file: Path | None) -> Run
     folder = RunFolder.find(flags["resume"])
     # The journal's header, not config.yaml: it is there as soon as there is anything to resume.
     config = Journal.read(folder.journal)[0].data.get("config", {})
-    stored = make_config({key: value for key, value in config.items() if key not in ONE_CALL})
+    latest: dict[str, Any] = {}  # what the last --resume changed
+    with contextlib.suppress(TailorbirdError):
+        latest = read_yaml(folder.config)
+    values = {**config, **{key: latest[key] for key in MAY_CHANGE if key in latest}}
+    stored = make_config({key: value for key, value in values.items() if key not in ONE_CALL})
     return stored.with_changes({**read_sets(sets), **flags, "resume": str(folder.path)})
 
 

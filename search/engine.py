@@ -114,9 +114,9 @@ def run(
     watch = Stopwatch(setup, journal)
     this = _Run(setup, folder, journal, show, stop, facts, watch, timings=setup.timings)
     with journal:
-        if config.resume is None:
-            folder.write(CONFIG, config.to_yaml())
-            folder.write_json(ENV, environment(setup.lowering.predictor.threads))
+        folder.sweep()
+        folder.write(CONFIG, config.to_yaml())
+        folder.write_json(ENV, environment(setup.lowering.predictor.threads))
         watch.restore()
         _time_first(this)
         require_feasible(setup.problem)

@@ -33,6 +33,9 @@ WEIGHTS = "weights.safetensors"
 REPORT = "report.html"
 FIGURES = "figures"
 
+#: What a run that was killed before its first record may leave; a folder with nothing else is empty.
+_LEFT_BEHIND = frozenset({f".{JOURNAL}.lock", f"{JOURNAL}.tmp"})
+
 #: Packages whose versions a result depends on.
 PACKAGES = (
     "tailorbird", "torch", "onnxruntime", "onnx", "onnxscript", "numpy", "scipy", "scikit-learn", "optuna",
@@ -66,6 +69,12 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.path / RESULTS
+
+    def sweep(self) -> None:
+        """Removes drafts that a killed process left; only for the one who holds the journal."""
+        with contextlib.suppress(OSError):
+            for draft in self.path.glob(".*.tmp"):
+                draft.unlink(missing_ok=True)
 
     def file(self, name: str) -> Path:
         """Where a file of this name lies."""
@@ -144,7 +153,7 @@ def claim(path: Path, again: bool = False) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass  # a read-only folder is found before the search, not after it
-        names = {p.name for p in path.iterdir()}
+        names = {p.name for p in path.iterdir()} - _LEFT_BEHIND
     if not names or (again and {POLICY, MODEL} <= names and JOURNAL not in names):
         return path
     if is_run(path):
