@@ -150,7 +150,8 @@ def optimised(model: bytes, method: str = "host") -> onnx.ModelProto:
         except Exception as problem:
             line = str(problem).strip().splitlines()[0]
             raise TemplateError(f"onnxruntime does not load the network: {line[:200]}") from problem
-        return onnx.ModelProto.FromString(path.read_bytes())
+        made: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
+        return made
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 
 from search.errors import TailorbirdError
 from search.kernels_found import FoundKernel, read_kernels
+from search.results import Verification as Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,14 +54,9 @@ class Verification:
             return differ <= max(1, math.floor(TOP1_SHARE * self.samples))
         return differ == 0
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """As stored in results.json."""
-        found: dict[str, Any] = {
-            "passed": self.passed,
-            "agree": self.agree,
-            "samples": self.samples,
-            "runtime": self.runtime,
-        }
+        found = Facts(passed=self.passed, agree=self.agree, samples=self.samples, runtime=self.runtime)
         if not self.classification:
             found["text"] = f"outputs within {self.relative_error:.2g} (relative, root mean square)"
         return found
