@@ -161,7 +161,8 @@ class Problem:
     ``costs`` prices many resolved policies at once: about 10 ms the first time a structural signature
     appears, microseconds after that. ``estimates``, where given, are the same names nearly right and always
     quick: agents propose by them and check what they suggest by ``costs``.
-    ``objective`` "accuracy": best metric inside the budget; "latency": least latency whose drop is at most ``budget.max_drop``.
+    ``objective`` "accuracy": best metric inside the budget; "latency": least latency whose drop is at most
+    ``budget.max_drop``.
     ``evaluations`` is how many are planned; agents may spread their exploration over it.
     """
 

@@ -18,8 +18,10 @@ from .factorize import factorize
 from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
 from .importance import Evidence
 from .policy import ResolvedPolicy
+from .prefix import PrefixCache
 from .prune import kept_indices, prune
 from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
+from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
 from .reconstruct import covariance, inputs_of, reconstruct
 from .resolve import Numerics
 from .skeleton import Placement, Skeleton, SkeletonCache, concrete, placement, unknowns
@@ -41,6 +43,8 @@ class Network:
     _gradients: dict[str, Tensor] | None = field(default=None, repr=False)
     _orders: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
     _seen: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
+    #: Shared by all policies of these calibration data; a replaced network starts with an empty one.
+    prefixes: PrefixCache = field(default_factory=PrefixCache, init=False, repr=False, compare=False)
 
     @classmethod
     def from_module(
@@ -88,12 +92,12 @@ class Network:
             means: dict[str, Tensor] = {}
             covariances: dict[str, Tensor] = {}
             nodes = [n for n in self.structure.graph.nodes if n.name in self.structure.layer_of_node]
-            axis = {n.outputs[0]: _channel_axis(n) for n in nodes}
+            axis = {n.outputs[0]: channel_axis(n) for n in nodes}
             read = inputs_of(self.structure)
 
             def look(name: str, value: Tensor) -> Tensor:
                 if name in axis:
-                    means[name] = _channel_mean(value, axis[name])
+                    means[name] = channel_mean(value, axis[name])
                 if name in read:
                     covariances[name] = covariance(value[:RANGE_SAMPLES], read[name])
                 return value
@@ -107,11 +111,6 @@ class Network:
 def fast_layout(value: Tensor) -> Tensor:
     """Images and 2-d convolution weights with channels last, which CPU convolutions run fastest on."""
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
-
-
-def fitted(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs cut to the batch a fixed-batch network takes."""
-    return inputs if graph.fixed_batch is None else tuple(x[: graph.fixed_batch] for x in inputs)
 
 
 def batched(graph: Graph, weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -172,96 +171,6 @@ def round_folded(
 def _is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
     cut = any(policy.kept.get(g.name, g.size) < g.size for g in network.structure.groups)
     return cut or bool(policy.factors) or bool(policy.removed)
-
-
-def _channel_axis(node: Node) -> int:
-    return -1 if node.op == "linear" else 1
-
-
-def _channel_mean(value: Tensor, axis: int) -> Tensor:
-    axis %= value.dim()
-    return value.mean([d for d in range(value.dim()) if d != axis])
-
-
-def recalibrate(
-    graph: Graph,
-    weights: dict[str, Tensor],
-    network: Network,
-    kept: Mapping[str, Tensor],
-    changed: bool = True,
-) -> dict[str, Tensor]:
-    """Batch-norm statistics and biases of layers without batch-norm, in one float pass over calibration data.
-
-    Statistics are those of the compressed network's own activations; a bias takes up the difference
-    between the mean its channel had in the uncompressed network and has now. A batch-norm called several
-    times gets the statistics of all calls together; a bias called several times is set by the first call.
-    """
-    if not changed:
-        return weights
-    found = dict(weights)
-    means = network.channel_means()
-    structure = network.structure
-    statistics: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    deltas: dict[str, Tensor] = {}
-    shift_axis = {
-        n.outputs[0]: n
-        for n in graph.nodes
-        if n.name in structure.layer_of_node
-        and len(n.inputs) > 2
-        and n.inputs[2]
-        and not _feeds_norm(graph, n)
-    }
-
-    def normalise(node: Node, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        scale, offset, mean, var = node.inputs[1:]
-        axes = [d for d in range(x.dim()) if d != 1]
-        v, m = torch.var_mean(x, axes, correction=0)
-        seen = statistics.setdefault(mean, [])
-        seen.append((m, v))
-        found[mean], found[var] = _pooled(seen)
-        return F.batch_norm(x, m, v, found[scale], found[offset], False, 0.0, node.attrs["eps"])
-
-    def shift(name: str, value: Tensor) -> Tensor:
-        node = shift_axis[name]
-        axis = _channel_axis(node) % value.dim()
-        bias = node.inputs[2]
-        if bias not in deltas:
-            wanted = _kept_of(structure, node, means[structure.graph.by_name[node.name].outputs[0]], kept)
-            deltas[bias] = (wanted - _channel_mean(value, axis)).to(value.dtype)
-            found[bias] = found[bias] + deltas[bias]
-        delta = deltas[bias]
-        return value + delta.reshape([-1 if d == axis else 1 for d in range(value.dim())])
-
-    inputs = fitted(graph, network.calibration)
-    run(graph, weights, inputs, shift, normalise, frozenset(shift_axis))
-    if deltas and any(len(calls) > 1 for calls in statistics.values()):
-        deltas.clear()  # biases once more, behind the statistics that will be used
-        found.update({b: weights[b] for b in {n.inputs[2] for n in shift_axis.values()}})
-        run(graph, dict(found), inputs, shift, hooked=frozenset(shift_axis))
-    return found
-
-
-def _pooled(calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean and variance over equally large samples with the given (mean, variance) each."""
-    if len(calls) == 1:
-        return calls[0]
-    means, variances = (torch.stack(column) for column in zip(*calls, strict=True))
-    mean = means.mean(0)
-    return mean, (variances + (means - mean).square()).mean(0)
-
-
-def _feeds_norm(graph: Graph, node: Node) -> bool:
-    readers = graph.consumers.get(node.outputs[0], ())
-    return len(readers) == 1 and readers[0].op == "batch_norm"
-
-
-def _kept_of(structure: Structure, node: Node, value: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
-    """The entries of a per-channel value that survive, by the marks of the layer's output dimension."""
-    layer = structure.layer_of_node[node.name]
-    if len(value) == structure.graph.params[layer.bias].shape[0]:
-        pruned = prune(structure, {layer.bias: value}, kept)
-        return pruned[layer.bias]
-    return value
 
 
 def fold(skeleton: Skeleton, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -388,8 +297,8 @@ class _Quantizing:
         x = self.means.get(node.inputs[0])
         if not bias or x is None or node.op == "conv_transpose":
             return value
-        axis = _channel_axis(node) % x.dim()
-        mean = _channel_mean(x, axis)
+        axis = channel_axis(node) % x.dim()
+        mean = channel_mean(x, axis)
         error = self.errors[weight]
         groups = node.attrs.get("groups", 1)
         if groups > 1:
@@ -399,7 +308,7 @@ class _Quantizing:
             delta = error @ mean
         self.weights[bias] = self.weights[bias] - delta
         self.corrected.add(bias)
-        out = _channel_axis(node) % value.dim()
+        out = channel_axis(node) % value.dim()
         return value - delta.reshape([-1 if d == out else 1 for d in range(value.dim())])
 
     def biases_last(self) -> None:

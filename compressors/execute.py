@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,33 +33,43 @@ def run(
     hook: Hook | None = None,
     norm_hook: NormHook | None = None,
     hooked: frozenset[str] | None = None,
+    resume: tuple[int, Mapping[str, Tensor]] | None = None,
 ) -> tuple[Tensor, ...]:
     """Outputs of the network for a batch of inputs, each of shape (batch, ...).
 
     ``hook`` sees (and may replace) the tensors named in ``hooked`` (None: all); ``norm_hook`` takes over
-    batch-norm. Values are freed once their last reader has run.
+    batch-norm. Values are freed once their last reader has run. ``resume``: the number of nodes of
+    `schedule` to leave out, and the activations that were alive behind them.
     """
     values: dict[str, Tensor] = {}
-    for name, value in zip(graph.inputs, inputs, strict=True):
+    for name, value in zip(graph.inputs, inputs, strict=True) if resume is None else ():
         values[name] = hook(name, value) if hook and (hooked is None or name in hooked) else value
+    if resume is not None:
+        values.update(resume[1])
     batch = inputs[0].shape[0]
-    for node, dead in schedule(graph):
-        operands = [None if not t else values[t] if t in values else weights[t] for t in node.inputs]
+    for node, dead in islice(schedule(graph), 0 if resume is None else resume[0], None):
         if node.op == "batch_norm" and norm_hook is not None:
-            x = operands[0]
-            result: Any = norm_hook(node, x, weights) if x is not None else None
+            several: Sequence[Tensor] = (norm_hook(node, values[node.inputs[0]], weights),)
         else:
-            shapes = [sizes(graph, t, batch) for t in node.outputs] if node.op in _SHAPED else []
-            operation = OPERATIONS.get(node.op)
-            if operation is None:
-                raise TraceError(f"operation {node.op!r} of node {node.name!r} is not known")
-            result = operation(node, operands, shapes)
-        several = result if isinstance(result, list | tuple) else (result,)
+            several = compute(graph, node, values, weights, batch)
         for name, value in zip(node.outputs, several, strict=False):
             values[name] = hook(name, value) if hook and (hooked is None or name in hooked) else value
         for name in dead:
             del values[name]
     return tuple(values[t] for t in graph.outputs)
+
+
+def compute(
+    graph: Graph, node: Node, values: Mapping[str, Tensor], weights: Mapping[str, Tensor], batch: int
+) -> Sequence[Tensor]:
+    """Outputs of one node, given the activations it reads."""
+    operands = [None if not t else values[t] if t in values else weights[t] for t in node.inputs]
+    shapes = [sizes(graph, t, batch) for t in node.outputs] if node.op in _SHAPED else []
+    operation = OPERATIONS.get(node.op)
+    if operation is None:
+        raise TraceError(f"operation {node.op!r} of node {node.name!r} is not known")
+    result = operation(node, operands, shapes)
+    return result if isinstance(result, list | tuple) else (result,)
 
 
 def sizes(graph: Graph, tensor: str, batch: int) -> tuple[int, ...]:

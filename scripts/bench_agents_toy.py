@@ -37,9 +37,13 @@ def cases(evaluations: int) -> dict[str, tuple[Problem, float]]:
         "separable, 17 coordinates, 0.5x": (toy_problem(pruned, share=0.5, evaluations=evaluations), 0.0),
         "joint, 38 coordinates, 0.3x": (toy_problem(joint, share=0.3, evaluations=evaluations), 0.0),
         "joint, interacting, non-monotone, 0.2x": (
-            toy_problem(joint, share=0.2, conversion=0.03, evaluations=evaluations), 1.0),
+            toy_problem(joint, share=0.2, conversion=0.03, evaluations=evaluations),
+            1.0,
+        ),
         "joint, interacting, non-monotone, 0.1x": (
-            toy_problem(joint, share=0.1, conversion=0.05, evaluations=evaluations), 0.5),
+            toy_problem(joint, share=0.1, conversion=0.05, evaluations=evaluations),
+            0.5,
+        ),
     }
 
 
@@ -57,8 +61,12 @@ def exact_separable(problem: Problem, accuracy: ToyAccuracy) -> float:
             options[:, i] = np.arange(pricer.top[i] + 1)
             extra = pricer.latency(options) - pricer.latency(base[None])[0]
             loss = [-np.log((accuracy(pricer.policy(o)) - 0.1) / 0.85) for o in options]
-            grown = [(t + e, s + q, _with(x, i, v)) for t, s, x in states
-                     for v, (e, q) in enumerate(zip(extra, loss, strict=True)) if t + e <= limit]
+            grown = [
+                (t + e, s + q, _with(x, i, v))
+                for t, s, x in states
+                for v, (e, q) in enumerate(zip(extra, loss, strict=True))
+                if t + e <= limit
+            ]
             states = _pareto(grown)
         if states:
             best = max(best, max(accuracy(pricer.policy(x)) for _, _, x in states[-1:]))
@@ -96,8 +104,9 @@ def annealed(problem: Problem, accuracy: ToyAccuracy, seed: int, steps: int = 40
     return best
 
 
-def trace(name: str, problem: Problem, accuracy: ToyAccuracy, seed: int,
-          evaluations: int) -> tuple[list[float], float, float, float]:
+def trace(
+    name: str, problem: Problem, accuracy: ToyAccuracy, seed: int, evaluations: int
+) -> tuple[list[float], float, float, float]:
     """Best so far per evaluation, hypervolume, seconds and predictions per suggestion."""
     agent = make_agent(name, problem, seed)
     best: list[float] = []
@@ -123,8 +132,9 @@ def trace(name: str, problem: Problem, accuracy: ToyAccuracy, seed: int,
 
 def main() -> None:
     """Run every agent on every case and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--agents", default="uniform,random,tpe,nsga2,local-search")
@@ -136,27 +146,40 @@ def main() -> None:
         optima = []
         for seed in range(options.seeds):
             accuracy = ToyAccuracy(problem.space.structure, seed=seed, interaction=interaction)
-            optimum = (exact_separable(problem, accuracy) if label.startswith("separable")
-                       else annealed(problem, accuracy, seed))
+            optimum = (
+                exact_separable(problem, accuracy)
+                if label.startswith("separable")
+                else annealed(problem, accuracy, seed)
+            )
             for n in names:
                 found[n].append(trace(n, problem, accuracy, seed, options.evaluations))
             optima.append(max(optimum, *(found[n][-1][0][-1] for n in names)))
         report(label, found, optima, marks)
 
 
-def report(label: str, found: dict[str, list[tuple[list[float], float, float, float]]],
-           optima: list[float], marks: list[int]) -> None:
+def report(
+    label: str,
+    found: dict[str, list[tuple[list[float], float, float, float]]],
+    optima: list[float],
+    marks: list[int],
+) -> None:
     """Print one case: mean regret in points after each mark, ratio to random's, hypervolume, time."""
-    regret = {n: [100 * float(np.mean([o - r[0][m - 1] for o, r in zip(optima, rows, strict=True)]))
-                  for m in marks] for n, rows in found.items()}
+    regret = {
+        n: [100 * float(np.mean([o - r[0][m - 1] for o, r in zip(optima, rows, strict=True)])) for m in marks]
+        for n, rows in found.items()
+    }
     print(f"\n{label}: regret in points after {marks} evaluations, {len(optima)} seeds")
     for n, rows in found.items():
         volume, ms, priced = (float(np.mean([r[k] for r in rows])) for k in (1, 2, 3))
-        ratio = (f"{regret[n][-1] / max(regret['random'][-1], 1e-9):5.2f}x random's"
-                 if "random" in regret else "")
+        ratio = (
+            f"{regret[n][-1] / max(regret['random'][-1], 1e-9):5.2f}x random's" if "random" in regret else ""
+        )
         numbers = " ".join(f"{v:6.2f}" for v in regret[n])
-        print(f"  {n:13s} {numbers}   {ratio}   hypervolume {volume:.3f}   {1e3 * ms:5.0f} ms,"
-              f" {priced:4.0f} predictions a suggestion", flush=True)
+        print(
+            f"  {n:13s} {numbers}   {ratio}   hypervolume {volume:.3f}   {1e3 * ms:5.0f} ms,"
+            f" {priced:4.0f} predictions a suggestion",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

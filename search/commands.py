@@ -17,7 +17,7 @@ from .config import RunConfig, make_config, read_yaml
 from .errors import InputError
 from .export_onnx import export_model
 from .kernels_found import compare, read_kernels
-from .results import Applied, KernelTime, Measurement, Prediction, Timing, read_results
+from .results import Applied, Event, KernelTime, Measurement, Prediction, Timing, read_results
 from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim
 from .setup import Setup, load_setup
 from .stored import from_file
@@ -96,11 +96,11 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
     score = score_now(setup, compressed)
     costs = setup.priced(compressed.policy)
     outcome = Outcome(compressed.policy, score.value, costs)
-    events = []
+    events: list[Event] = []
     if setup.target.runtime.templates != "rules":
         priced = setup.lowering.kernels([compressed.policy])[0][1].row(0)
         events = [
-            {"kind": "kernels", "text": str(d)}
+            Event(kind="kernels", text=str(d))
             for d in compare(priced, read_kernels(model, setup.target.runtime.templates))
         ]
     files = write_files(folder, Candidate(outcome, compressed, score, False), model)
@@ -113,7 +113,7 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
         metric_unit=setup.task.metric.unit,
         events=events,
         files=files,
-    )  # type: ignore[typeddict-item]
+    )
 
 
 def export_point(run: Path, number: int, out: Path | None) -> tuple[Applied, Path]:
@@ -140,6 +140,9 @@ def measure_run(what: str, threads: int | None = None, batch: int | None = None)
     from hw_profiles.measure import measure_latency
 
     path = Path(what)
+    names: list[str]
+    models: list[bytes]
+    predicted: list[float | None]
     if path.suffix == ".onnx":
         if not path.is_file():
             raise InputError(f"there is no file {what!r}.")

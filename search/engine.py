@@ -401,7 +401,7 @@ def _written(this: _Run, results: Results) -> None:
         {
             "number": p["number"],
             "picked": p["picked"],
-            "metric": (p.get("validation") or {}).get("value"),
+            "metric": None if (score := p.get("validation")) is None else score["value"],
             "drop": p.get("drop"),
             **{k: n["value"] for k, n in p["costs"].items()},
             "digest": p["digest"],

@@ -145,7 +145,7 @@ class _Trainer:
         if not bool(torch.isfinite(loss)):
             return False
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 5.0)
         optimiser.step()
         return True

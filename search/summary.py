@@ -17,6 +17,7 @@ from compressors.structure import macs_of
 from .results import (
     KernelTime,
     LayerRow,
+    LimitFacts,
     Network,
     Number,
     Point,
@@ -270,7 +271,7 @@ def document(setup: Setup, run: RunFacts, study: Study | None, backing: str) -> 
     from .results import SCHEMA_VERSION
 
     limits = {
-        k: {"limit": v.resolve(setup.base_costs.get(k, 0.0)), "written": v.written}
+        k: LimitFacts(limit=v.resolve(setup.base_costs.get(k, 0.0)), written=v.written)
         for k, v in setup.config.limits.items()
     }
     return Results(
@@ -283,7 +284,7 @@ def document(setup: Setup, run: RunFacts, study: Study | None, backing: str) -> 
             "limits": limits,
             "max_drop": setup.config.max_drop,
             "risk": setup.config.risk,
-        },  # type: ignore[typeddict-item]
+        },
         search=search_facts(setup, study),
         base=network(setup, "base", setup.base_policy, setup.base_score),
         points=[],

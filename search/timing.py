@@ -114,4 +114,3 @@ def first_policies(setup: Setup) -> list[ResolvedPolicy]:
     ]
     seen: set[str] = set()
     return [p for p in wanted if not (p.digest in seen or seen.add(p.digest))]  # type: ignore[func-returns-value]
-

@@ -35,8 +35,13 @@ class Careless(RandomAgent):
 
     def _checked(self, number, indices, origin):  # type: ignore[no-untyped-def]
         s = super()._checked(number, indices, origin)
-        return s if s is None else dataclasses.replace(s, policy=self.space.resolve(self.space.dense),
-                                                       point=(1.0,) * self.space.dimension)
+        return (
+            s
+            if s is None
+            else dataclasses.replace(
+                s, policy=self.space.resolve(self.space.dense), point=(1.0,) * self.space.dimension
+            )
+        )
 
 
 def test_the_suite_catches_agents_that_break_the_contract() -> None:
@@ -61,8 +66,13 @@ def test_the_same_suggestions_in_fresh_processes() -> None:
     texts = []
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run([sys.executable, "-c", SCRIPT.format(names=QUICK)], env=env,
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT.format(names=QUICK)],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         texts.append(done.stdout)
     assert texts[0] == texts[1]
     assert len(texts[0].splitlines()) == len(QUICK)

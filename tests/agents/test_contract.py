@@ -14,8 +14,10 @@ from agents.toys import ToyCosts, toy_outcome, toy_problem, toy_space
 
 def test_violations_are_relative_and_nan_is_infeasible() -> None:
     budget = Budget(max_latency_ms=2.0, max_size_bytes=100.0)
-    costs = {"latency_ms": np.array([1.0, 2.0, 3.0, np.nan]),
-             "size_bytes": np.array([100.0, 101.0, 50.0, 1.0])}
+    costs = {
+        "latency_ms": np.array([1.0, 2.0, 3.0, np.nan]),
+        "size_bytes": np.array([100.0, 101.0, 50.0, 1.0]),
+    }
     found = budget.violations(costs)
     np.testing.assert_allclose(found[:3], [[-0.5, 0.0], [0.0, 0.01], [0.5, -0.5]])
     assert np.isposinf(found[3, 0])
@@ -37,12 +39,20 @@ def test_budget_without_limits_allows_everything() -> None:
     assert budget.to_dict() == {"max_drop": 1.0}
 
 
-@pytest.mark.parametrize("bad", [{"max_latency_ms": -1.0}, {"max_macs": math.nan}, {"max_drop": -0.5},
-                                 {"risk": 1.5}, {"max_size_bytes": math.inf}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_latency_ms": -1.0},
+        {"max_macs": math.nan},
+        {"max_drop": -0.5},
+        {"risk": 1.5},
+        {"max_size_bytes": math.inf},
+    ],
+)
 def test_bad_budgets_name_the_field_and_value(bad: dict[str, float]) -> None:
     with pytest.raises(BudgetError) as caught:
         Budget(**bad)
-    (name, value), = bad.items()
+    ((name, value),) = bad.items()
     assert name in str(caught.value)
     assert str(value) in str(caught.value)
     assert caught.value.exit_code == 2
@@ -95,9 +105,11 @@ def test_registry_names_the_near_match() -> None:
 
 
 def test_importing_agents_is_cheap() -> None:
-    code = ("import sys, agents, agents.contract; "
-            "print([m for m in ('torch', 'onnxruntime', 'optuna', 'sklearn', 'scipy', 'moocore') "
-            "if m in sys.modules])")
+    code = (
+        "import sys, agents, agents.contract; "
+        "print([m for m in ('torch', 'onnxruntime', 'optuna', 'sklearn', 'scipy', 'moocore') "
+        "if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""

@@ -45,8 +45,10 @@ def test_hypervolume_of_rectangles() -> None:
 def outcomes() -> tuple[list[Outcome], Budget]:
     problem = toy_problem(toy_space(1))
     space = problem.space
-    found = [toy_outcome(problem, space.resolve(space.uniform(r, 8)), a)
-             for r, a in ((1.0, 0.95), (0.75, 0.93), (0.5, 0.93), (0.25, 0.7))]
+    found = [
+        toy_outcome(problem, space.resolve(space.uniform(r, 8)), a)
+        for r, a in ((1.0, 0.95), (0.75, 0.93), (0.5, 0.93), (0.25, 0.7))
+    ]
     return found, problem.budget
 
 

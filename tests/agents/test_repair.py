@@ -57,8 +57,12 @@ def test_frozen_coordinates_stay() -> None:
     pricer = Pricer(problem)
     frozen = ~np.isin(pricer.kinds, ("keep",))
     start = pricer.quantised
-    point = repair(pricer, start, budget=Budget(max_latency_ms=float(pricer.latency(start[None])[0]) * 0.7),
-                   frozen=frozen)
+    point = repair(
+        pricer,
+        start,
+        budget=Budget(max_latency_ms=float(pricer.latency(start[None])[0]) * 0.7),
+        frozen=frozen,
+    )
     assert point is not None
     assert (point[frozen] == start[frozen]).all()
     assert (point[~frozen] <= start[~frozen]).all()
