@@ -24,6 +24,7 @@ def numerics_of(target: Target) -> Numerics:
         bias_bits=facts.bias_bits,
         quantises_between=facts.quantises_between,
         float_output=floats,
+        fuses_before_integers=target.runtime.name == "onnxruntime",
     )
 
 
