@@ -148,6 +148,8 @@ def _kernel(node: Any, event: Mapping[str, Any], constants: Mapping[str, tuple[i
     import onnx
 
     attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type.startswith("Nhwc"):
+        attrs.setdefault("channels_last", 1)
     ins = _shapes(event["input_type_shape"])
     names = [t for t in node.input if t]
     data = [s for (_, s), t in zip(ins, names, strict=False) if t not in constants]

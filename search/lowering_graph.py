@@ -54,6 +54,8 @@ def read_template(model: onnx.ModelProto, source: Source, origin: str) -> Templa
 
 def _kernel(r: Reading, node: onnx.NodeProto) -> SymbolicKernel:
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type.startswith("Nhwc"):  # such operations need not say so once more
+        attrs.setdefault("channels_last", 1)
     data = [t for t in node.input if t and t not in r.constants]
     weighted = node.op_type in WEIGHTED and any(len(r.constants.get(t, ())) >= 2 for t in node.input[1:])
     owner = _owner(r, node, attrs) if weighted else None

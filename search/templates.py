@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: Part of every cache key; to be raised when emission or reading of templates changes.
-TEMPLATE_VERSION = 3
+TEMPLATE_VERSION = 4
 #: Session configuration by template method of the target.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "host": {},
