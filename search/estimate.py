@@ -131,7 +131,8 @@ class Estimator:
 
     def _judge(self, policies: Sequence[ResolvedPolicy]) -> None:
         exact = self.lowering.costs(policies)["latency_ms"]
-        ratio = (exact - self._fixed) / np.maximum(self._summed(policies)[:, 0], 1e-12)
+        summed = self._summed(policies)[:, 0]  # first: it prices what is fixed as well
+        ratio = (exact - self._fixed) / np.maximum(summed, 1e-12)
         self.factor = float(np.median(ratio))
         self.error = float(np.median(np.abs(ratio / self.factor - 1.0)))
 
