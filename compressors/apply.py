@@ -285,11 +285,15 @@ class _Quantizing:
         return value
 
     def _inherited(self, name: str) -> ActivationCode | None:
-        """Operations that only move values keep their input's quantiser."""
+        """Operations that only move values keep their input's quantiser; a ReLU of codes from zero does too."""
         node = self.graph.producer.get(name)
-        if node is None or (node.op not in VIEW_OPS and node.op != "max_pool"):
+        if node is None:
             return None
-        return self.activations.get(node.inputs[0])
+        code = self.activations.get(node.inputs[0])
+        moves = node.op in VIEW_OPS or node.op == "max_pool"
+        moves = moves or (node.op == "upsample" and node.attrs["mode"] == "nearest")
+        moves = moves or (node.op == "relu" and code is not None and code.low == code.zero_point)
+        return code if moves else None
 
     def _corrected(self, node: Node, value: Tensor) -> Tensor:
         """Take the mean that weight rounding adds out of the bias (Nagel et al. 2019, section 4.2)."""

@@ -107,12 +107,18 @@ def _float32(value: float) -> float:
 
 
 def fake_quantize(x: Tensor, code: ActivationCode) -> Tensor:
-    """Round to the nearest code (ties to even, as onnxruntime), saturate, and back to float."""
-    if x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad):
-        # torch's own kernel also computes the gradient's mask, at ten times the price; same arithmetic
-        y = torch.mul(x, 1.0 / code.scale).round_()
-        return y.clamp_(code.low - code.zero_point, code.high - code.zero_point).mul_(code.scale)
-    return torch.fake_quantize_per_tensor_affine(x, code.scale, code.zero_point, code.low, code.high)
+    """Round to the nearest code as ONNX QuantizeLinear does, saturate, and back to float.
+
+    x is divided by the scale (not multiplied with its inverse), rounded with ties to even, then shifted by
+    the zero point: inputs that lie on a grid are often exact ties. Gradients pass straight through inside
+    the range and are zero outside.
+    """
+    low, high = code.low - code.zero_point, code.high - code.zero_point
+    rounded = torch.div(x.detach(), code.scale).round_().clamp_(low, high).mul_(code.scale)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return rounded
+    inside = x.clamp(low * code.scale, high * code.scale)
+    return inside + (rounded - inside).detach()
 
 
 def quantize_weight(weight: Tensor, bits: int, axis: int, numerics: Numerics) -> tuple[Tensor, WeightCode]:

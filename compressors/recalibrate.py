@@ -1,0 +1,271 @@
+"""Batch-norm statistics and biases of a compressed float network, from calibration data.
+
+The data flows in chunks that fit the cache; only where a statistic of all samples is needed do the chunks
+wait for one another. Their moments are combined exactly (Chan et al. 1983, eq. 2.1), in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .execute import compute, schedule
+from .graph import Graph, Node, Structure
+from .prefix import content, narrow_points, nbytes, prefix_keys
+from .prune import prune
+
+if TYPE_CHECKING:
+    from .apply import Network
+
+#: Samples a chunk: a few megabytes of activations in small networks.
+CHUNK = 64
+
+#: (mean, variance) per channel.
+Moments = tuple[Tensor, Tensor]
+_Step = tuple[int, Node, tuple[str, ...]]
+
+
+def channel_axis(node: Node) -> int:
+    """The dimension of a weight-bearing node's output that holds its channels."""
+    return -1 if node.op == "linear" else 1
+
+
+def channel_mean(value: Tensor, axis: int) -> Tensor:
+    """Mean per channel, (C,)."""
+    axis %= value.dim()
+    return value.mean([d for d in range(value.dim()) if d != axis])
+
+
+def fitted(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs cut to the batch a fixed-batch network takes."""
+    return inputs if graph.fixed_batch is None else tuple(x[: graph.fixed_batch] for x in inputs)
+
+
+def recalibrate(
+    graph: Graph,
+    weights: dict[str, Tensor],
+    network: Network,
+    kept: Mapping[str, Tensor],
+    changed: bool = True,
+) -> dict[str, Tensor]:
+    """Batch-norm statistics and biases of layers without batch-norm, in one float pass over calibration data.
+
+    Statistics are those of the compressed network's own activations; a bias takes up the difference
+    between the mean its channel had in the uncompressed network and has now. A batch-norm called several
+    times gets the statistics of all calls together; a bias called several times is set by the first call.
+    """
+    if not changed:
+        return weights
+    wanted = {n.outputs[0]: _kept_of(network, n, kept) for n in _shifted(graph, network.structure)}
+    first = _Pass(graph, weights, network, wanted)
+    first.run()
+    found = {**weights, **first.updates}
+    if first.deltas and any(len(calls) > 1 for calls in first.statistics.values()):
+        # biases once more, behind the statistics that will be used
+        settled = {k: v for k, v in found.items() if k not in first.deltas}
+        settled.update({b: weights[b] for b in first.deltas})
+        again = _Pass(graph, settled, network, wanted, stored=True)
+        again.run()
+        found.update(again.updates)
+    return found
+
+
+class _Pass:
+    """One pass over the calibration data.
+
+    ``stored``: batch-norms use the statistics in ``weights`` instead of those of the data.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        network: Network,
+        wanted: Mapping[str, Tensor],
+        stored: bool = False,
+    ) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.network = network
+        self.wanted = wanted
+        self.stored = stored
+        self.updates: dict[str, Tensor] = {}
+        self.statistics: dict[str, list[Moments]] = {}
+        self.deltas: dict[str, Tensor] = {}
+        self.moments: dict[str, Moments] = {}
+        self.normalised: dict[str, list[Node]] = {}
+        for n in graph.nodes:
+            if n.op == "batch_norm" and not stored:
+                self.normalised.setdefault(n.inputs[0], []).append(n)
+        self.watched = {*self.normalised, *wanted}
+        self.values: dict[str, list[Tensor]] = {}
+        self.sizes: list[int] = []
+
+    def run(self) -> None:
+        """Run every segment: nodes up to and including one whose output is watched."""
+        inputs = fitted(self.graph, self.network.calibration)
+        total = inputs[0].shape[0]
+        step = CHUNK if self.graph.fixed_batch is None else total
+        columns = [x.split(step) for x in inputs]
+        self.sizes = [part.shape[0] for part in columns[0]]
+        self.values = {t: list(c) for t, c in zip(self.graph.inputs, columns, strict=True)}
+        for t in self.graph.inputs:
+            if t in self.watched:
+                self._finish(t, [moments(x, 1) for x in self.values[t]])
+        keys = self._keys()
+        start = self._resumed(keys)
+        segment: list[_Step] = []
+        for i, (node, dead) in enumerate(schedule(self.graph)):
+            if i < start:
+                continue
+            segment.append((i, node, dead))
+            if any(t in self.watched for t in node.outputs):
+                self._segment(segment, keys)
+                segment = []
+        # what follows the last statistic is not needed
+
+    def _segment(self, steps: Sequence[_Step], keys: Sequence[bytes | None]) -> None:
+        points = narrow_points(self.graph)
+        seen: dict[str, list[Moments]] = {}
+        passed: dict[int, list[Tensor]] = {}
+        after: dict[str, list[Tensor]] = {}
+        for c, batch in enumerate(self.sizes):
+            local = {t: parts[c] for t, parts in self.values.items()}
+            for i, node, dead in steps:
+                for name, value in zip(node.outputs, self._computed(node, local, batch), strict=False):
+                    local[name] = value
+                    if name in self.watched:
+                        axis = 1 if name not in self.wanted else channel_axis(node)
+                        seen.setdefault(name, []).append(moments(value, axis))
+                for name in dead:
+                    local.pop(name, None)
+                if i in points and points[i] not in self.watched:
+                    passed.setdefault(i, []).append(local[points[i]])
+            for t, value in local.items():
+                after.setdefault(t, []).append(value)
+        self.values = after
+        for i, parts in passed.items():
+            self._remember(keys[i], points[i], parts)
+        for name, chunks in seen.items():
+            self._finish(name, chunks)
+
+    def _computed(self, node: Node, local: dict[str, Tensor], batch: int) -> Sequence[Tensor]:
+        if node.op == "batch_norm" and not self.stored:
+            _, scale, offset, _, _ = node.inputs
+            mean, var = self.moments[node.inputs[0]]
+            x, eps = local[node.inputs[0]], node.attrs["eps"]
+            return (F.batch_norm(x, mean, var, self.weights[scale], self.weights[offset], False, 0.0, eps),)
+        return compute(self.graph, node, local, self.weights, batch)
+
+    def _finish(self, tensor: str, parts: Sequence[Moments]) -> None:
+        """All samples of a watched tensor were seen: settle the bias before it and the norm behind it."""
+        mean, var = combined(parts, self.sizes)
+        if tensor in self.wanted:
+            node = self.graph.producer[tensor]
+            bias = node.inputs[2]
+            if bias not in self.deltas:
+                self.deltas[bias] = (self.wanted[tensor] - mean).to(mean.dtype)
+                self.updates[bias] = self.weights[bias] + self.deltas[bias]
+            delta, mean = self.deltas[bias], mean + self.deltas[bias]
+            rank = len(self.graph.tensors[tensor].shape)
+            shape = [-1 if d == channel_axis(node) % rank else 1 for d in range(rank)]
+            for part in self.values.get(tensor, ()):
+                part.add_(delta.reshape(shape))
+        for norm in self.normalised.get(tensor, ()):
+            self.moments[tensor] = (mean, var)
+            stored_mean, stored_var = norm.inputs[3:5]
+            calls = self.statistics.setdefault(stored_mean, [])
+            calls.append((mean, var))
+            self.updates[stored_mean], self.updates[stored_var] = _pooled(calls)
+
+    # -- what other policies computed already
+
+    def _keys(self) -> list[bytes | None]:
+        skipped = {t for norms in self.normalised.values() for n in norms for t in n.inputs[3:5]}
+        weights = {k: v for k, v in self.weights.items() if k not in skipped}
+
+        def more(node: Node) -> object:
+            found = self.wanted.get(node.outputs[0])
+            return None if found is None else content(found)
+
+        return prefix_keys(self.graph, b"stored" if self.stored else b"recalibrated", weights, more)
+
+    def _resumed(self, keys: Sequence[bytes | None]) -> int:
+        found = self.network.prefixes.longest(keys)
+        if found is None:
+            return 0
+        position, (tensor, parts, updates, statistics, deltas) = found
+        self.values = {tensor: parts}
+        self.updates, self.deltas = dict(updates), dict(deltas)
+        self.statistics = {k: list(v) for k, v in statistics.items()}
+        return position + 1
+
+    def _remember(self, key: bytes | None, tensor: str, parts: list[Tensor]) -> None:
+        if key is not None:
+            statistics = {k: tuple(v) for k, v in self.statistics.items()}
+            state: Any = (tensor, parts, dict(self.updates), statistics, dict(self.deltas))
+            self.network.prefixes.put(key, state, nbytes(parts))
+
+
+def moments(value: Tensor, axis: int) -> Moments:
+    """Mean and (biased) variance per channel of one chunk, in two passes as the data is in the cache."""
+    axis %= value.dim()
+    dims = [d for d in range(value.dim()) if d != axis]
+    shape = [-1 if d == axis else 1 for d in range(value.dim())]
+    mean = value.mean(dims)
+    return mean, (value - mean.reshape(shape)).square_().mean(dims)
+
+
+def combined(parts: Sequence[Moments], counts: Sequence[int]) -> Moments:
+    """Moments of all samples from those of chunks with ``counts`` samples each."""
+    if len(parts) == 1:
+        return parts[0]
+    means = torch.stack([m for m, _ in parts]).double()
+    variances = torch.stack([v for _, v in parts]).double()
+    share = torch.tensor(counts, dtype=torch.float64)[:, None] / sum(counts)
+    mean = (means * share).sum(0)
+    var = ((variances + (means - mean).square()) * share).sum(0)
+    return mean.to(parts[0][0].dtype), var.to(parts[0][1].dtype)
+
+
+def _pooled(calls: Sequence[Moments]) -> Moments:
+    """Mean and variance over equally large samples with the given (mean, variance) each."""
+    if len(calls) == 1:
+        return calls[0]
+    means, variances = (torch.stack(column) for column in zip(*calls, strict=True))
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
+
+
+def _shifted(graph: Graph, structure: Structure) -> list[Node]:
+    """Layers with a bias of their own that no batch-norm makes redundant."""
+    return [
+        n
+        for n in graph.nodes
+        if n.name in structure.layer_of_node
+        and len(n.inputs) > 2
+        and n.inputs[2]
+        and not _feeds_norm(graph, n)
+    ]
+
+
+def _feeds_norm(graph: Graph, node: Node) -> bool:
+    readers = graph.consumers.get(node.outputs[0], ())
+    return len(readers) == 1 and readers[0].op == "batch_norm"
+
+
+def _kept_of(network: Network, node: Node, kept: Mapping[str, Tensor]) -> Tensor:
+    """Uncompressed means of a layer's outputs, of the channels that survive."""
+    structure = network.structure
+    layer = structure.layer_of_node[node.name]
+    value = network.channel_means()[structure.graph.by_name[node.name].outputs[0]]
+    if len(value) == structure.graph.params[layer.bias].shape[0]:
+        return prune(structure, {layer.bias: value}, kept)[layer.bias]
+    return value
+
+
+__all__ = ["channel_axis", "channel_mean", "combined", "fitted", "moments", "recalibrate"]
