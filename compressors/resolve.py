@@ -138,7 +138,11 @@ def _resolve_rank(
 ) -> Factor | None:
     method, ratio = wanted
     shape = _sizes(structure, layer, full)
-    factor = Factor(method, tuple(_rank(ratio, r) for r in full_rank(shape, method)))
+    rank = tuple(_rank(ratio, r) for r in full_rank(shape, method))
+    if method == "tucker2":  # neither side can have more than the other spans
+        taps = math.prod(shape[2:])
+        rank = (min(rank[0], rank[1] * taps), min(rank[1], rank[0] * taps))
+    factor = Factor(method, rank)
     dense = math.prod(shape)
     shapes = factor_shapes(layer, shape, factor)
     if sum(math.prod(s) for s in shapes) >= dense:

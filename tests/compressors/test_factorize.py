@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compressors.apply import Network, reduced
+from compressors.apply import Network, compress, reduced
 from compressors.errors import NumericsError, PolicyError
 from compressors.execute import run
 from compressors.factorize import factorize
 from compressors.policy import Factor, Policy, ResolvedPolicy
 from compressors.resolve import factor_shapes
 from compressors.skeleton import concrete, unknowns
-from compressors.space import Abilities, PolicySpace
+from compressors.space import Abilities, Numerics, PolicySpace
 from tests.compressors.helpers import network_of, space_of
 
 #: Stride, padding, dilation and even, uneven or flat kernels.
@@ -185,3 +185,17 @@ def test_bad_weights_and_methods_are_refused() -> None:
         factorize(weight, Factor("svd", (2,)))
     silent = factorize(torch.zeros(8, 8), Factor("svd", (2,)))
     assert all(bool((p == 0).all()) for p in silent)
+
+
+def test_tucker_ranks_stay_within_what_the_other_side_spans() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 256, 3, padding=1))
+    network = Network.from_module(module.eval(), (torch.zeros(1, 3, 6, 6),), (torch.randn(8, 3, 6, 6),))
+    space = PolicySpace(network.structure, Abilities())
+    for ratio in (0.125, 0.5, 0.75):
+        resolved = space.resolve(Policy(rank={"2": ("tucker2", ratio)}))
+        for factor in resolved.factors.values():
+            r_in, r_out = factor.rank
+            assert r_out <= 9 * r_in
+            assert r_in <= 9 * r_out
+        compressed = compress(network, resolved, Numerics())
+        assert all(torch.isfinite(w).all() for w in compressed.weights.values())
