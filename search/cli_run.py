@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.cli_support import Interrupted, answer, merged, say, session, stop_on_interrupt
-from search.errors import TailorbirdError, UsageError
+from search.errors import UsageError
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -131,23 +130,13 @@ _CONFIG_FLAGS = frozenset(inspect.signature(search_command).parameters) - {
 
 def resolve(flags: Mapping[str, Any], sets: list[str], file: Path | None) -> RunConfig:
     """The config of this call; with `--resume` the run's own, changed where that is allowed."""
-    from search.config import MAY_CHANGE, ONE_CALL, load_config, make_config, read_sets, read_yaml
-    from search.journal import Journal
-    from search.runfolder import RunFolder
+    from search.config import load_config, read_sets, resumed_config
 
     if flags.get("resume") is None:
         return load_config(flags, sets, file)
     if file is not None:
         raise UsageError("--resume and --config exclude each other.", "A run has its own config.yaml.")
-    folder = RunFolder.find(flags["resume"])
-    # The journal's header, not config.yaml: it is there as soon as there is anything to resume.
-    config = Journal.read(folder.journal)[0].data.get("config", {})
-    latest: dict[str, Any] = {}  # what the last --resume changed
-    with contextlib.suppress(TailorbirdError):
-        latest = read_yaml(folder.config)
-    values = {**config, **{key: latest[key] for key in MAY_CHANGE if key in latest}}
-    stored = make_config({key: value for key, value in values.items() if key not in ONE_CALL})
-    return stored.with_changes({**read_sets(sets), **flags, "resume": str(folder.path)})
+    return resumed_config({**read_sets(sets), **flags})
 
 
 def run_all(config: RunConfig) -> None:
@@ -163,7 +152,7 @@ def run_all(config: RunConfig) -> None:
         progress = make_progress(session.quiet or session.json, session.verbose)
         with stop_on_interrupt(progress.note) as stop:
             try:
-                result = engine.run(one, progress, stop)
+                result = engine.run(one, progress, stop, command=("search", *sys.argv[1:]))
             finally:
                 progress.close()
         if result.results["run"]["state"] == "interrupted":

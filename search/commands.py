@@ -18,13 +18,15 @@ from .errors import InputError
 from .export_onnx import export_model
 from .kernels_found import compare, read_kernels
 from .results import Applied, Event, KernelTime, Measurement, Prediction, Timing, read_results
-from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim
+from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim, recovered_name
 from .setup import Setup, load_setup
 from .stored import from_file
 from .verify import verify
 
 if TYPE_CHECKING:
     from compressors.compressed import Compressed
+
+    from .task import Task
 
 
 def predict(onnx: Path, target: str, threads: int | None = None, batch: int | None = None) -> Prediction:
@@ -116,19 +118,23 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
     )
 
 
-def export_point(run: Path, number: int, out: Path | None) -> tuple[Applied, Path]:
-    """Export point ``number`` of a run's front into ``out``, by default a folder of the run's."""
+def export_point(run: Path, number: int, out: Path | None, task: Task | None = None) -> tuple[Applied, Path]:
+    """Export point ``number`` of a run's front into ``out``, by default a folder of the run's.
+
+    Recovered networks are exported as they were recovered. ``task``: the run's, where its config cannot
+    build it again.
+    """
     folder = RunFolder(run)
     results = read_results(folder.results)
     point = next((p for p in results["points"] if p["number"] == number), None)
     if point is None:
         raise InputError(f"run {folder.id} has no point {number}.", f"It has 1 to {len(results['points'])}.")
-    setup = load_setup(make_config({**read_yaml(folder.config), "target": results["target"]["name"]}))
+    setup = load_setup(make_config(read_yaml(folder.config)), task)
     resolved = ResolvedPolicy.from_dict(point.get("policy"))
     where = out if out is not None else run / f"point-{number}"
     target = RunFolder(claim(where, again=True))
-    stored = folder.file(WEIGHTS)
-    if point["picked"] and stored.is_file():
+    stored = folder.file(WEIGHTS) if point["picked"] else folder.file(recovered_name(resolved.digest))
+    if stored.is_file():
         compressed = from_file(stored, setup.scorer.network, setup.scorer.numerics)
     else:
         compressed = compress(setup.scorer.network, resolved, setup.scorer.numerics)
@@ -187,7 +193,7 @@ def _of_run(
     model = folder.file(MODEL)
     if not model.is_file():
         raise InputError(f"run {folder.id} holds no {MODEL}.", f"Finish it with --resume {folder.path}.")
-    setup = load_setup(make_config({**read_yaml(folder.file(CONFIG)), "target": results["target"]["name"]}))
+    setup = load_setup(make_config(read_yaml(folder.file(CONFIG))))
     space = setup.space
     int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
     network, numerics = setup.scorer.network, setup.scorer.numerics

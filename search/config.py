@@ -5,6 +5,7 @@ Where a value comes from, the strongest first: a flag, `--set key=value`, `--con
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from search.errors import InputError, ResumeError, UsageError, did_you_mean
+from search.errors import InputError, ResumeError, TailorbirdError, UsageError, did_you_mean
 from search.units import COST_KINDS, Limit, parse_limit, parse_points, parse_seconds
 
 if TYPE_CHECKING:
@@ -193,10 +194,20 @@ class RunConfig(BaseModel):
         """How long to recover, in seconds."""
         return parse_seconds(self.recover, "--recover")
 
+    @staticmethod
+    def in_process(name: str) -> str:
+        """What `task` says of a Task that no other process can build."""
+        return f"<{name}>"
+
     def task_spec(self) -> TaskSpec:
-        """From which the task is built."""
+        """From which the task is built. Raises InputError where only a Python program has it."""
         from search.task import TaskSpec
 
+        if self.task.startswith("<"):
+            raise InputError(
+                f"the task {self.task} was made by a Python program.",
+                "Go on there: search.run(task, resume=FOLDER), or result.export(folder).",
+            )
         return TaskSpec(
             name="" if self.model else self.task,
             model=self.model,
@@ -259,6 +270,25 @@ def load_config(
             f"which device? {text} is missing.", "Try --target=local; `search targets` lists them all."
         )
     return make_config(values)
+
+
+def resumed_config(flags: Mapping[str, Any]) -> RunConfig:
+    """The config of the run that ``flags["resume"]`` names, changed where that is allowed.
+
+    Raises ResumeError where there is no such run or the goal would change.
+    """
+    from search.journal import Journal
+    from search.runfolder import RunFolder
+
+    folder = RunFolder.find(flags["resume"])
+    # The journal's header, not config.yaml: it is there as soon as there is anything to resume.
+    config = Journal.read(folder.journal)[0].data.get("config", {})
+    latest: dict[str, Any] = {}  # what the last --resume changed
+    with contextlib.suppress(TailorbirdError):
+        latest = read_yaml(folder.config)
+    values = {**config, **{key: latest[key] for key in MAY_CHANGE if key in latest}}
+    stored = make_config({key: value for key, value in values.items() if key not in ONE_CALL})
+    return stored.with_changes({**flags, "resume": str(folder.path)})
 
 
 def make_config(values: Mapping[str, Any]) -> RunConfig:

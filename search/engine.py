@@ -6,7 +6,6 @@ result = search.run(task, target="raspberry-pi", max_latency="0.5x")
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -27,9 +26,11 @@ from .deliver import Delivered, deliver
 from .errors import InfeasibleError, ResumeError
 from .evaluate import make_evaluator
 from .journal import Journal
-from .results import Event, Point, Results, RunFacts
-from .runfolder import CONFIG, ENV, FRONT, RESULTS, RunFolder, environment
+from .result import RunResult
+from .results import Event, Results, RunFacts
+from .runfolder import CONFIG, ENV, FRONT, RESULTS, RunFolder, environment, recovered_name
 from .setup import Setup, load_setup
+from .stored import to_bytes
 from .study import Study, outcome_of, repriced
 from .timing import Stopwatch, first_policies, is_here
 
@@ -40,31 +41,6 @@ if TYPE_CHECKING:
 #: Networks of the front that are timed between search and recovery, and how often the search may go on.
 TIMED = 6
 ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run found: its folder and the document everything is drawn from."""
-
-    folder: Path
-    results: Results
-
-    @property
-    def best(self) -> Point | None:
-        """The point that was picked, None when the search was interrupted before."""
-        return next((p for p in self.results["points"] if p["picked"]), None)
-
-    @property
-    def front(self) -> list[Point]:
-        """All points of the Pareto front."""
-        return self.results["points"]
-
-    def export(self, folder: str | Path, point: int | None = None) -> Path:
-        """Write a point's files (the picked one's by default) into a folder; returns it."""
-        number = point if point is not None else self.results.get("picked")
-        if number is None:
-            raise ResumeError(f"run {self.folder} has no point to export yet; resume it first.")
-        return export_point(self.folder, number, Path(folder))[1]
 
 
 @dataclass
@@ -98,6 +74,7 @@ def run(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
     task: Task | None = None,
+    command: Sequence[str] = (),
 ) -> RunResult:
     """Search one target: baselines, study, recovery, export, verification, report.
 
@@ -107,10 +84,10 @@ def run(
     started = time.perf_counter()
     show = progress if progress is not None else Silent()
     setup = load_setup(config, task)
-    if not (config.measure == "never" or is_here(setup)):
+    if config.measure == "never" or not is_here(setup):  # else once prices are corrected
         require_feasible(setup.problem)
     folder, journal = _opened(setup)
-    facts = _facts(setup, folder)
+    facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
     this = _Run(setup, folder, journal, show, stop, facts, watch, timings=setup.timings)
     with journal:
@@ -132,7 +109,7 @@ def run(
             delivered = _delivered(this, candidates)
         results = _results(this, study, baselines, candidates, delivered, started)
         _written(this, results)
-    return RunResult(folder.path, results)
+    return RunResult(folder.path, results, task)
 
 
 def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
@@ -160,7 +137,7 @@ def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
     return folder, journal
 
 
-def _facts(setup: Setup, folder: RunFolder) -> RunFacts:
+def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
     from importlib import metadata
 
     from .runfolder import cpu_model
@@ -172,7 +149,7 @@ def _facts(setup: Setup, folder: RunFolder) -> RunFacts:
         version=metadata.version("tailorbird"),
         seed=setup.config.seed,
         state="complete",
-        command=["search", *sys.argv[1:]],
+        command=list(command),
         versions=versions,
         cpu=cpu_model(),
     )
@@ -296,6 +273,8 @@ def _candidates(this: _Run, study: Study) -> list[Candidate]:
     start = time.perf_counter()
     found = recover_candidates(setup, chosen, config.recover_seconds, this.progress, this.stop)
     for c in found:
+        if c.recovered:
+            this.folder.write(recovered_name(c.searched.policy.digest), to_bytes(c.compressed))
         this.journal.append(
             "recovered",
             {

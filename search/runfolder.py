@@ -43,6 +43,11 @@ PACKAGES = (
 )  # fmt: skip
 
 
+def recovered_name(digest: str) -> str:
+    """The file with the weights of a recovered network that was not picked."""
+    return f"recovered-{digest}.safetensors"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that one run's files lie in.

@@ -22,7 +22,7 @@ from .estimate import Estimator
 from .lowering import Lowering
 from .score import Score, Scorer, interval
 from .study import priced
-from .task import Task, load_task, score_network
+from .task import Task, load_task, prepared, score_network
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -103,7 +103,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     Raises the errors of each part; with ``strict`` an InputError for a layer that must be left alone.
     """
     start = time.perf_counter()
-    task = task if task is not None else load_task(config.task_spec())
+    task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
     abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
     scorer = Scorer.of(task, abilities.numerics)

@@ -224,6 +224,20 @@ def load_task(spec: TaskSpec | str) -> Task:
     return with_teacher_targets(task)
 
 
+def prepared(task: Task) -> Task:
+    """A task made by the caller, checked like every other; one that `load_task` built is left as it is.
+
+    Raises InputError with the first thing that is wrong with it.
+    """
+    from search.tasks.check import check_task, with_teacher_targets
+
+    if task.spec is not None:
+        return task
+    task.network.eval()
+    check_task(task)
+    return with_teacher_targets(task)
+
+
 def _build(spec: TaskSpec) -> tuple[Task, TaskSpec]:
     """The unchecked task, and `spec` with the names and paths that hold in any process."""
     from search.tasks import builtin, custom
