@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .results import Applied, Event, KernelTime, Measurement, Prediction, Timing
 from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim, recovered_name
 from .setup import Setup, load_setup
 from .stored import from_file
+from .threads import single_threaded
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def read_policy(path: Path) -> ResolvedPolicy:
     return ResolvedPolicy.from_dict(document)
 
 
+@single_threaded
 def apply_policy(policy: Path, config: RunConfig, out: Path) -> Applied:
     """Make a network from its policy alone, export and verify it. Raises PolicyError when it does not fit."""
     resolved = read_policy(policy)
@@ -118,6 +121,7 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
     )
 
 
+@single_threaded
 def export_point(run: Path, number: int, out: Path | None, task: Task | None = None) -> tuple[Applied, Path]:
     """Export point ``number`` of a run's front into ``out``, by default a folder of the run's.
 
@@ -141,18 +145,19 @@ def export_point(run: Path, number: int, out: Path | None, task: Task | None = N
     return _apply(setup, compressed, target), where
 
 
+@single_threaded
 def measure_run(what: str, threads: int | None = None, batch: int | None = None) -> Measurement:
     """Time a run's networks (uncompressed, all-integer, delivered), or one ONNX file, on this machine."""
     from hw_profiles.measure import measure_latency
 
     path = Path(what)
     names: list[str]
-    models: list[bytes]
+    models: Sequence[bytes | Path]
     predicted: list[float | None]
     if path.suffix == ".onnx":
         if not path.is_file():
             raise InputError(f"there is no file {what!r}.")
-        names, models, predicted = [path.name], [path.read_bytes()], [None]
+        names, models, predicted = [path.name], [path], [None]
         inputs: list[Any] = [None]
         count = threads or 1
     else:

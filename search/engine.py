@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.contract import Outcome, Suggestion
-from agents.registry import make_agent
+from agents.registry import check_name, make_agent
 from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
+from hw_profiles.target import load_target
 
 from . import summary
 from .candidates import SHORTLIST, Candidate, pick, recover_candidates, shortlist
@@ -28,10 +29,22 @@ from .evaluate import make_evaluator
 from .journal import Journal
 from .result import RunResult
 from .results import Event, Results, RunFacts
-from .runfolder import CONFIG, ENV, FRONT, RESULTS, RunFolder, environment, recovered_name
+from .runfolder import (
+    CONFIG,
+    ENV,
+    FRONT,
+    RESULTS,
+    RUNS,
+    RunFolder,
+    check_free,
+    check_writable,
+    environment,
+    recovered_name,
+)
 from .setup import Setup, load_setup
 from .stored import to_bytes
 from .study import Study, outcome_of, repriced
+from .threads import single_threaded
 from .timing import Stopwatch, first_policies, is_here
 
 if TYPE_CHECKING:
@@ -69,6 +82,7 @@ class _Run:
         return self.stop is not None and self.stop.is_set()
 
 
+@single_threaded
 def run(
     config: RunConfig,
     progress: Progress | None = None,
@@ -110,6 +124,17 @@ def run(
         results = _results(this, study, baselines, candidates, delivered, started)
         _written(this, results)
     return RunResult(folder.path, results, task)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what can be refused before any network is traced, for all targets at once."""
+    check_name(config.agent)
+    for one in config.for_each_target():
+        load_target(one.target[0])
+        if one.resume is None:
+            check_writable(RUNS) if one.out is None else check_free(Path(one.out))
+    if config.warm_start is not None:
+        Journal.read(RunFolder.find(config.warm_start).journal)
 
 
 def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
@@ -408,4 +433,4 @@ def _written(this: _Run, results: Results) -> None:
     folder.write_json(RESULTS, results)
 
 
-__all__ = ["RunResult", "apply_policy", "export_point", "measure_run", "predict", "run"]
+__all__ = ["RunResult", "apply_policy", "check", "export_point", "measure_run", "predict", "run"]

@@ -8,6 +8,7 @@ loop (straight-through estimator, Bengio et al. 2013). What comes out is quantis
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from compressors.resolve import Numerics
 from compressors.skeleton import concrete, unknowns
 
 from .score import interval, score_compressed
+from .threads import torch_threads
 
 if TYPE_CHECKING:
     from search.task import Task
@@ -119,19 +121,35 @@ class _Trainer:
             return 0, best, value
         optimiser = torch.optim.SGD(trained, lr=stage.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
         start, steps, checks = time.perf_counter(), 0, 0
+        threads = self._fastest(stage, optimiser)
         while True:
             done = (time.perf_counter() - start) / seconds
             if done >= 1.0 or (self.stop is not None and self.stop.is_set()):
                 break
             for group in optimiser.param_groups:
                 group["lr"] = stage.rate * _one_cycle(done)
-            if not self._step(stage, optimiser):
+            with torch_threads(threads):
+                finite = self._step(stage, optimiser)
+            if not finite:
                 break
             steps += 1
             if done * CHECKPOINTS > checks + 1:
                 checks += 1
                 best, value = self._keep(stage, best, value)
         return steps, *self._keep(stage, best, value)
+
+    def _fastest(self, stage: _Stage, optimiser: torch.optim.Optimizer) -> int:
+        """One thread or all of them, whichever takes a step in less time now (other work may share the machine)."""
+        for group in optimiser.param_groups:
+            group["lr"] = stage.rate * _one_cycle(0.0)
+        taken = {}
+        for threads in {1, os.cpu_count() or 1}:
+            with torch_threads(threads):
+                self._step(stage, optimiser)  # the first step sets up what later ones reuse
+                begin = time.perf_counter()
+                self._step(stage, optimiser)
+                taken[threads] = time.perf_counter() - begin
+        return min(taken, key=taken.__getitem__)
 
     def _step(self, stage: _Stage, optimiser: torch.optim.Optimizer) -> bool:
         """One step; False when the loss is no longer finite (the best checkpoint stays)."""
