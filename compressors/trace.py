@@ -17,6 +17,8 @@ aten (...): any other operation: target, and its arguments, with ``Ref(i)`` for 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import operator
 import warnings
@@ -70,7 +72,8 @@ def _check_weights(network: nn.Module) -> None:
 def _export(network: nn.Module, example: tuple[torch.Tensor, ...]) -> tuple[Any, int | None]:
     two = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
     logging.getLogger("torch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
+    # torch.export prints the graph it fails on, and there are two attempts.
+    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             batch = torch.export.Dim("batch")

@@ -31,6 +31,7 @@ def run(
     given = {**_fields(task), "target": target, **options}
     own = task if isinstance(task, Task) else None
     config = _config(given)
+    engine.check(config)
     return [engine.run(one, progress, stop, own) for one in config.for_each_target()]
 
 

@@ -145,6 +145,7 @@ def run_all(config: RunConfig) -> None:
     from search.cli_progress import make_progress
     from search.console import render
 
+    engine.check(config)
     documents = []
     for one in config.for_each_target():
         name = one.resume or one.out or "latest"

@@ -90,7 +90,7 @@ def read_kernels(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised as well
     options.intra_op_num_threads = 1
     if method == "host-without-nchwc":
         options.add_session_config_entry("optimization.disable_specified_optimizers", "NchwcTransformer")
@@ -104,7 +104,8 @@ def read_kernels(
             session.run(None, dict(inputs) if inputs is not None else made_up(session, batch))
         except Exception as problem:
             line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-            raise InputError(f"onnxruntime cannot load and run the file: {line[:200]}") from problem
+            name = "the file" if isinstance(model, bytes) else repr(str(model))
+            raise InputError(f"onnxruntime cannot load and run {name}: {line[:200]}") from problem
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         graph = onnx.load(options.optimized_model_filepath).graph
     return _joined(graph, events)

@@ -152,21 +152,39 @@ def claim(path: Path, again: bool = False) -> Path:
 
     Raises InputError where there is something of somebody else's, or of another run.
     """
+    check_free(path, again)
     with told_clearly("create", path):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {str(path)!r} is a file.", "Give a folder.")
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass  # a read-only folder is found before the search, not after it
-        names = {p.name for p in path.iterdir()} - _LEFT_BEHIND
+    return path
+
+
+def check_free(path: Path, again: bool = False) -> None:
+    """Raises what `claim` would raise, as far as it shows without writing."""
+    check_writable(path)
+    with told_clearly("read", path):
+        names = {p.name for p in path.iterdir()} - _LEFT_BEHIND if path.is_dir() else set()
     if not names or (again and {POLICY, MODEL} <= names and JOURNAL not in names):
-        return path
+        return
     if is_run(path):
         raise InputError(
             f"--out {str(path)!r} holds a run already.",
             f"Go on with --resume {path}, or choose another folder.",
         )
     raise InputError(f"--out {str(path)!r} is not empty and not ours.", "Choose a new or an empty folder.")
+
+
+def check_writable(path: Path) -> None:
+    """Raises InputError unless `path` is, or can become, a folder that this user may write to."""
+    with told_clearly("create", path):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out {str(path)!r} is a file.", "Give a folder.")
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def slug(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from hw_profiles.predictor import Predictor
 from hw_profiles.target import Target, load_target
 
 from .abilities import abilities_of
-from .errors import InputError
+from .errors import InputError, UsageError, did_you_mean
 from .estimate import Estimator
 from .lowering import Lowering
 from .score import Score, Scorer, interval
@@ -114,6 +115,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
             f"--strict: {subject} is {reason} ({len(structure.notes)} such layers).",
             "Leave --strict out to search the rest.",
         )
+    _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
     if space.dimension == 0:
         raise InputError(
@@ -143,6 +145,14 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         setup.estimator = Estimator.learned(space, lowering)
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
+
+
+def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
+    """A pattern that means no layer is a slip of the pen, and would be found out by the result only."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            near = did_you_mean(pattern, layers) or f"There are {', '.join(layers[:8])}."
+            raise UsageError(f"--skip {pattern!r} matches no layer. {near}")
 
 
 __all__ = ["Setup", "base_policy_of", "load_setup"]
