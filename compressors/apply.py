@@ -126,14 +126,19 @@ def batched(graph: Graph, weights: Mapping[str, Tensor], inputs: tuple[Tensor, .
 
 
 @torch.no_grad()
-def compress(network: Network, policy: ResolvedPolicy, numerics: Numerics) -> Compressed:
-    """The compressed network a resolved policy describes, ready to simulate and to export."""
-    return finish(network, policy, numerics, reduced(network, policy))
+def compress(
+    network: Network, policy: ResolvedPolicy, numerics: Numerics, weights: dict[str, Tensor] | None = None
+) -> Compressed:
+    """The compressed network a resolved policy describes, ready to simulate and to export.
+
+    ``weights``: what `shrunk` returned, where that is known already.
+    """
+    return finish(network, policy, numerics, reduced(network, policy, weights))
 
 
 @torch.no_grad()
-def reduced(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
-    """Weights of the float network (`Skeleton.unfolded`) after pruning, factorisation and recalibration."""
+def shrunk(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
+    """Weights after pruning and factorisation, before recalibration."""
     skeleton = network.skeletons.of(policy)
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
     weights = prune(network.structure, network.weights, kept)
@@ -143,7 +148,20 @@ def reduced(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
         layer = network.structure.layer[name]
         parts = factorize(weights[layer.weight], factor, layer.op == "conv_transpose")
         weights.update(zip(skeleton.factor_weights[name], parts, strict=True))
-    weights = {k: fast_layout(v) for k, v in weights.items() if k in skeleton.unfolded.params}
+    return {k: fast_layout(v) for k, v in weights.items() if k in skeleton.unfolded.params}
+
+
+@torch.no_grad()
+def reduced(
+    network: Network, policy: ResolvedPolicy, weights: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights of the float network (`Skeleton.unfolded`) after pruning, factorisation and recalibration.
+
+    ``weights``: as in `compress`.
+    """
+    skeleton = network.skeletons.of(policy)
+    kept = kept_indices(network.evidence, policy.kept, policy.criterion)
+    weights = shrunk(network, policy) if weights is None else dict(weights)
     unfolded = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
     return recalibrate(unfolded, weights, network, kept, changed=_is_reduced(network, policy))
 
@@ -337,4 +355,5 @@ __all__ = [
     "recalibrate",
     "reduced",
     "round_folded",
+    "shrunk",
 ]

@@ -139,7 +139,7 @@ class _Trainer:
         return steps, *self._keep(stage, best, value)
 
     def _fastest(self, stage: _Stage, optimiser: torch.optim.Optimizer) -> int:
-        """One thread or all of them, whichever takes a step in less time now (other work may share the machine)."""
+        """One thread or all of them, whichever takes a step in less time now: the machine may be busy."""
         for group in optimiser.param_groups:
             group["lr"] = stage.rate * _one_cycle(0.0)
         taken = {}

@@ -1,10 +1,20 @@
-"""Accuracy of one resolved policy: compress, simulate, score every validation sample."""
+"""Accuracy of one resolved policy: compress, simulate, score the validation samples that matter.
+
+A policy is accepted when it beats the bar: the metric already reached at no more latency. What cannot beat
+it will not join the front, and is given up as soon as that is certain enough:
+
+1. a first look: few calibration samples, the validation samples the dense network is least sure of;
+2. after the full recalibration: the same samples first, until the rest cannot save the policy (exact).
+
+Both depend on the policy and the bar alone, so that a resumed search decides as an undisturbed one.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from compressors.policy import ResolvedPolicy
@@ -18,9 +28,14 @@ if TYPE_CHECKING:
     from search.task import Metric, Split, Task
 
 #: Samples a hopeless policy is judged by before the full recalibration is paid for.
-FIRST_CALIBRATION = 128
-FIRST_VALIDATION = 160
-#: One-sided confidence at which a policy counts as hopeless.
+FIRST_CALIBRATION = 64
+HARDEST = 64
+OTHERS = 32
+#: Chance that a wrong answer of the first look is put right by the full recalibration, at most.
+SAVED = 0.3
+#: Chance at which a policy still counts as hopeful after the first look.
+HOPE = 0.005
+#: One-sided confidence for metrics that are not right or wrong, in standard errors.
 _Z_STOP = 2.8
 _Z_95 = 1.959964
 
@@ -29,7 +44,8 @@ _Z_95 = 1.959964
 class Score:
     """A metric's value on the validation data with a 95 % interval.
 
-    ``stopped_early``: given up after ``samples`` samples because the upper bound was below the bar.
+    ``stopped_early``: given up after ``samples`` samples because the bar was out of reach; ``value`` is then
+    an estimate that does not beat the bar.
     """
 
     value: float
@@ -53,7 +69,7 @@ def interval(scores: Tensor, z: float = _Z_95) -> tuple[float, float, float, flo
     values = scores.double()
     n = len(values)
     mean = float(values.mean())
-    if bool(((values == 0) | (values == 1)).all()):
+    if is_binary(values):
         centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
         return mean, math.sqrt(mean * (1 - mean) / n), centre - half, centre + half
@@ -61,14 +77,30 @@ def interval(scores: Tensor, z: float = _Z_95) -> tuple[float, float, float, flo
     return mean, std, mean - z * std, mean + z * std
 
 
-class Scorer:
-    """Scores policies of one task under one kind of numerics; holds the traced network."""
+def is_binary(scores: Tensor) -> bool:
+    """Whether every score is 0 or 1: wrong or right."""
+    return bool(((scores == 0) | (scores == 1)).all())
 
-    def __init__(self, task: Task, network: Network, numerics: Numerics) -> None:
+
+class Scorer:
+    """Scores policies of one task under one kind of numerics; holds the traced network.
+
+    ``runtime``: let onnxruntime compute validation answers where it agrees with the simulation.
+    """
+
+    def __init__(self, task: Task, network: Network, numerics: Numerics, runtime: bool = True) -> None:
+        from compressors.apply import fast_layout
+
         self.task = task
         self.network = network
         self.numerics = numerics
-        network.channel_means()  # on all calibration data, before a smaller look shares them
+        self.runtime = runtime
+        few = tuple(x[:FIRST_CALIBRATION] for x in network.calibration)
+        self._small = replace(network, calibration=few, _seen=None)
+        # means of the same samples as the look's, so that chance cancels; covariances of all
+        self._small._seen = (dict(self._small.channel_means()), dict(network.covariances()))
+        inputs = tuple(fast_layout(x) for x in task.validation.inputs)
+        self._validation = replace(task.validation, inputs=inputs)
 
     @classmethod
     def of(cls, task: Task, numerics: Numerics) -> Scorer:
@@ -80,41 +112,147 @@ class Scorer:
     def score(self, policy: ResolvedPolicy, bar: float | None = None) -> Score:
         """Score a policy on the whole validation set, or give it up early when ``bar`` is out of reach.
 
-        ``bar``: metric value worth having. A policy whose bound after a first, cheap look (fewer
-        calibration and validation samples) is on the wrong side of it is not evaluated further.
+        ``bar``: metric value to beat. Without one every sample is scored.
         """
-        from compressors.apply import compress
+        from compressors.apply import compress, shrunk
 
         start = time.perf_counter()
-        validation = self.task.validation
-        if bar is not None and len(validation) > 2 * FIRST_VALIDATION:
-            first = self._first_look(policy, bar)
-            if first is not None:
-                mean, std, low, high, n = first
-                return Score(mean, std, low, high, n, time.perf_counter() - start, True)
-        compressed = compress(self.network, policy, self.numerics)
-        mean, std, low, high = interval(score_compressed(compressed, validation, self.task.metric))
-        return Score(mean, std, low, high, len(validation), time.perf_counter() - start)
+        weights = shrunk(self.network, policy)
+        n = len(self._validation)
+        stoppable = bar is not None and self.network.structure.graph.fixed_batch is None
+        if bar is not None and stoppable and n > 2 * (HARDEST + OTHERS):
+            small = compress(self._small, policy, self.numerics, weights)
+            look = self._look(small)
+            if self._hopeless(look, bar):
+                return self._stopped(look, bar, time.perf_counter() - start)
+        compressed = compress(self.network, policy, self.numerics, weights)
+        if bar is not None and stoppable and self._dense_is_binary:
+            return self._in_order(compressed, bar, start)
+        scores = self._answers(compressed).scores(self._ordered)
+        mean, std, low, high = interval(scores)
+        return Score(mean, std, low, high, n, time.perf_counter() - start)
 
-    def _first_look(
-        self, policy: ResolvedPolicy, bar: float
-    ) -> tuple[float, float, float, float, int] | None:
-        from dataclasses import replace
+    # -- the validation samples, least certain first
 
-        from compressors.apply import compress
+    @cached_property
+    def _order(self) -> Tensor:
+        """Validation samples by how little the dense network is sure of them: wrong ones, then by margin."""
+        import torch
 
-        small = replace(
-            self.network, calibration=tuple(x[:FIRST_CALIBRATION] for x in self.network.calibration)
-        )
-        compressed = compress(small, policy, self.numerics)
-        step = max(1, len(self.task.validation) // FIRST_VALIDATION)
-        part = self.task.validation[slice(None, None, step)]
-        scores = score_compressed(compressed, part, self.task.metric)
-        better = self.task.metric.higher_is_better
-        _, _, low, high = interval(scores, _Z_STOP)
-        if (better and high >= bar) or (not better and low <= bar):
-            return None
-        return (*interval(scores), len(part))
+        if self.network.structure.graph.fixed_batch is not None:
+            return torch.arange(len(self._validation))
+        scores, margin = self._dense
+        worst_first = scores if self.task.metric.higher_is_better else -scores
+        by_margin = torch.argsort(margin, stable=True)
+        return by_margin[torch.argsort(worst_first[by_margin], stable=True)]
+
+    @cached_property
+    def _ordered(self) -> Split:
+        return self._validation[self._order]
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        """Scores (N,) of the uncompressed network and the margins of its answers (zeros without classes)."""
+        import torch
+
+        from search.task import run_network
+
+        outputs = run_network(self.task.network, self._validation.inputs, 64)
+        scores = self.task.metric.score(outputs, self._validation.targets).double()
+        first = outputs[0]
+        if first.dim() == 2 and first.shape[1] > 1 and first.is_floating_point():
+            top = first.topk(2, 1).values
+            return scores, top[:, 0] - top[:, 1]
+        return scores, torch.zeros(len(scores))
+
+    @property
+    def _dense_is_binary(self) -> bool:
+        return self.task.metric.higher_is_better and is_binary(self._dense[0])
+
+    def _answers(self, compressed: Compressed) -> Any:
+        from .answers import Answers
+
+        return Answers(compressed, self.task.metric, self.runtime)
+
+    # -- giving up
+
+    def _look(self, compressed: Compressed) -> Tensor:
+        """Scores of the hardest samples, then of some evenly spaced others."""
+        ordered = self._ordered
+        step = max(1, (len(ordered) - HARDEST) // OTHERS)
+        import torch
+
+        rest = torch.arange(HARDEST, len(ordered), step)[:OTHERS]
+        part = ordered[torch.cat([torch.arange(HARDEST), rest])]
+        found: Tensor = self._answers(compressed).scores(part).double()
+        return found
+
+    def _hopeless(self, look: Tensor, bar: float) -> bool:
+        if self._dense_is_binary and is_binary(look):
+            wrong = int((look == 0).sum())
+            return _at_most(self._allowed(bar), wrong, 1.0 - SAVED) < HOPE
+        mean, std = self._estimate(look)
+        if self.task.metric.higher_is_better:
+            return mean + _Z_STOP * std < bar
+        return mean - _Z_STOP * std > bar
+
+    def _allowed(self, bar: float) -> int:
+        """Wrong answers with which a policy still beats the bar."""
+        n = len(self._validation)
+        return math.ceil(n * (1.0 - bar) - 1e-6) - 1
+
+    def _estimate(self, look: Tensor) -> tuple[float, float]:
+        """Mean and standard error over all validation samples from a look: two strata."""
+        n = len(self._validation)
+        hard, rest = look[:HARDEST], look[HARDEST:]
+        share = HARDEST / n
+        mean = share * float(hard.mean()) + (1 - share) * float(rest.mean())
+        spread = max(float(rest.std()), 0.5 / math.sqrt(len(rest)))
+        return mean, (1 - share) * spread / math.sqrt(len(rest))
+
+    def _continued(self, seen: Tensor) -> tuple[float, float]:
+        """Mean and standard error over all samples from the first so many, the hardest.
+
+        Of the rest, which is easier, as many are taken to be right as of the last batch seen, plus half of
+        what is missing: between the two extremes.
+        """
+        n = len(self._ordered)
+        last = 0.5 + 0.5 * float(seen[-HARDEST:].mean())
+        mean = (float(seen.sum()) + last * (n - len(seen))) / n
+        return mean, (1.0 - last) * (n - len(seen)) / n + 0.5 / n
+
+    def _stopped(self, look: Tensor, bar: float, seconds: float) -> Score:
+        mean, std = self._estimate(look)
+        return self._below(mean, std, bar, len(look), seconds)
+
+    def _below(self, mean: float, std: float, bar: float, samples: int, seconds: float) -> Score:
+        """An early end: the estimate, not better than the bar."""
+        value = min(mean, bar) if self.task.metric.higher_is_better else max(mean, bar)
+        return Score(value, std, value - _Z_95 * std, value + _Z_95 * std, samples, seconds, True)
+
+    def _in_order(self, compressed: Compressed, bar: float, start: float) -> Score:
+        """Score the least certain samples first; stop when even right answers to the rest are too little."""
+        import torch
+
+        answers, allowed, n = self._answers(compressed), self._allowed(bar), len(self._ordered)
+        parts: list[Tensor] = []
+        for i in range(0, n, HARDEST):
+            parts.append(answers.scores(self._ordered[slice(i, i + HARDEST)]).double())
+            seen = torch.cat(parts)
+            if is_binary(seen) and int((seen == 0).sum()) > allowed and len(seen) < n:
+                mean, std = self._continued(seen)
+                return self._below(mean, std, bar, len(seen), time.perf_counter() - start)
+        mean, std, low, high = interval(torch.cat(parts))
+        return Score(mean, std, low, high, n, time.perf_counter() - start)
+
+
+def _at_most(count: int, trials: int, chance: float) -> float:
+    """Probability of at most ``count`` successes."""
+    if count < 0:
+        return 0.0
+    return sum(
+        math.comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(min(count, trials) + 1)
+    )
 
 
 def score_compressed(compressed: Compressed, split: Split, metric: Metric) -> Tensor:

@@ -1,4 +1,4 @@
-"""How many threads torch computes with: one where results must repeat, the fastest number where they need not."""
+"""How many threads torch computes with: one where results must repeat, else the fastest number."""
 
 from __future__ import annotations
 

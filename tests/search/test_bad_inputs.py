@@ -19,7 +19,6 @@ from torch import nn
 
 import hw_profiles
 from search.cli import main
-from search.runfolder import JOURNAL
 
 SMALL = ("--evaluations=3", "--recover=0")
 TARGET = "--target=raspberry-pi"
