@@ -82,11 +82,13 @@ def recover_candidates(
     rounds = plain[: max(1, int(seconds / 2 // LEAST_SECONDS))]
     rest = plain[len(rounds) :]
     share = seconds if len(rounds) == 1 else seconds / 2 / len(rounds)
-    recovered = []
+    recovered: list[Candidate] = []
     for i, c in enumerate(rounds):
+        if stop is not None and stop.is_set():
+            return [*recovered, *plain[i:]]
         progress.note(f"recover  {i + 1}/{len(rounds)}: {share:.0f} s of distillation")
         recovered.append(_recover(setup, c, share, stop))
-    if len(rounds) > 1:
+    if len(rounds) > 1 and not (stop is not None and stop.is_set()):
         at = pick(setup, recovered)
         progress.note(f"recover  the best goes on for {seconds / 2:.0f} s")
         recovered[at] = _recover(setup, recovered[at], seconds / 2, stop)

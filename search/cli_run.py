@@ -147,13 +147,16 @@ def run_all(config: RunConfig) -> None:
 
     engine.check(config)
     documents = []
-    for one in config.for_each_target():
-        name = one.resume or one.out or "latest"
-        session.resume_hint = f"What was finished is saved; go on with `search --resume {name}`."
+    configs = config.for_each_target()
+    for one in configs:
+        before = _journal_of(one)
         progress = make_progress(session.quiet or session.json, session.verbose)
         with stop_on_interrupt(progress.note) as stop:
             try:
                 result = engine.run(one, progress, stop, command=("search", *sys.argv[1:]))
+            except KeyboardInterrupt:
+                session.resume_hint = _way_on(one, before)
+                raise
             finally:
                 progress.close()
         if result.results["run"]["state"] == "interrupted":
@@ -163,8 +166,27 @@ def run_all(config: RunConfig) -> None:
             say(render(result.results, result.folder, header=_wants_header(progress)))
             if one.dry_run:
                 say(estimate(one, result.results))
+        if stop.is_set() and len(documents) < len(configs):
+            raise Interrupted(f"interrupted after {len(documents)} of {len(configs)} targets")
     if session.json:
         answer(documents[0] if len(documents) == 1 else {"runs": documents}, str)
+
+
+def _journal_of(config: RunConfig) -> Path | None:
+    """The journal that a run of this config appends to, if it is there; by its real path."""
+    from search.runfolder import JOURNAL, LATEST, RUNS
+
+    path = Path(config.resume or config.out or RUNS / LATEST, JOURNAL)
+    return path.resolve() if path.is_file() else None
+
+
+def _way_on(config: RunConfig, before: Path | None) -> str | None:
+    """What to do after an abort; nothing where there was no journal yet."""
+    after = _journal_of(config)
+    if after is None or (after == before and config.resume is None):
+        return None
+    name = config.resume or config.out or "latest"
+    return f"What was finished is saved; go on with `search --resume {name}`."
 
 
 def estimate(config: RunConfig, results: Results) -> str:

@@ -24,7 +24,7 @@ from .candidates import SHORTLIST, Candidate, pick, recover_candidates, shortlis
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
-from .errors import InfeasibleError, ResumeError
+from .errors import InfeasibleError, ResumeError, StoppedError
 from .evaluate import make_evaluator
 from .journal import Journal
 from .result import RunResult
@@ -73,7 +73,9 @@ class _Run:
     def event(self, kind: str, text: str, **more: Any) -> None:
         """Journal something that turned out otherwise, and tell."""
         self.journal.append("event", {"kind": kind, "text": text, **more})
-        self.events.append(Event(kind=kind, text=text))
+        event = Event(kind=kind, text=text)
+        if event not in self.events:  # exported again after an interruption
+            self.events.append(event)
         self.progress.note(f"event    {text}")
 
     @property
@@ -98,12 +100,14 @@ def run(
     started = time.perf_counter()
     show = progress if progress is not None else Silent()
     setup = load_setup(config, task)
+    if stop is not None and stop.is_set():
+        raise StoppedError("stopped in set-up: nothing new was evaluated.", "Start it again.")
     if config.measure == "never" or not is_here(setup):  # else once prices are corrected
         require_feasible(setup.problem)
     folder, journal = _opened(setup)
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
-    this = _Run(setup, folder, journal, show, stop, facts, watch, timings=setup.timings)
+    this = _Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
     with journal:
         folder.sweep()
         folder.write(CONFIG, config.to_yaml())
@@ -162,6 +166,12 @@ def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
     return folder, journal
 
 
+def _events(journal: Journal) -> list[Event]:
+    """What an interrupted run told of before."""
+    told = [r.data for r in journal.records if r.kind == "event" and "text" in r.data]
+    return [Event(kind=e["kind"], text=e["text"]) for e in told]
+
+
 def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
     from importlib import metadata
 
@@ -211,6 +221,8 @@ def _study(this: _Run) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]
     for i, (name, proposal) in enumerate(
         (("int8", space.uniform(1.0, bits)), ("uniform", space.uniform(0.5, bits)))
     ):
+        if this.stopped:
+            break
         policy = space.resolve(proposal)
         score = setup.scorer.score(policy)
         outcome = outcome_of(setup.problem, Finished(Job(-1 - i, policy), score))
@@ -290,6 +302,8 @@ def _candidates(this: _Run, study: Study) -> list[Candidate]:
     """The shortlist, timed where the target is at hand, then recovered."""
     setup, config = this.setup, this.setup.config
     chosen = _timed_shortlist(this, study)
+    if not chosen and this.stopped:
+        return []
     if not chosen:
         raise InfeasibleError(
             "no evaluated policy holds the budget; the search was too short.",
@@ -391,7 +405,7 @@ def _results(
     results["notes"] = [{"subject": s, "reason": r} for s, r in setup.space.structure.notes]
     if delivered is not None:
         delivered.into(results)
-    if this.stopped:
+    if this.stopped and delivered is None:
         results["run"]["state"] = "interrupted"
     this.timings["total"] = time.perf_counter() - started
     results["timings"] = {k: round(v, 2) for k, v in this.timings.items()}

@@ -58,6 +58,12 @@ class ResumeError(TailorbirdError):
     exit_code: ClassVar[int] = 6
 
 
+class StoppedError(TailorbirdError):
+    """The user stopped a run before there was anything to save."""
+
+    exit_code: ClassVar[int] = 130
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`Did you mean 'x'?` for the choice nearest to `name`, or the empty string where none is near."""
     by_lower = {choice.lower(): choice for choice in choices}
