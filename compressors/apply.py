@@ -5,6 +5,7 @@ The same policy on the same machine and thread count gives the same network, bit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,9 @@ from .execute import run
 from .factorize import factorize
 from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
 from .importance import Evidence
-from .policy import ResolvedPolicy
-from .prefix import PrefixCache
+from .memo import Memo
+from .policy import Factor, ResolvedPolicy
+from .prefix import PrefixCache, content
 from .prune import kept_indices, prune
 from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
 from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
@@ -45,6 +47,8 @@ class Network:
     _seen: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
     #: Shared by all policies of these calibration data; a replaced network starts with an empty one.
     prefixes: PrefixCache = field(default_factory=PrefixCache, init=False, repr=False, compare=False)
+    predictors: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    factors: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     @classmethod
     def from_module(
@@ -143,12 +147,21 @@ def shrunk(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
     weights = prune(network.structure, network.weights, kept)
     if kept:
-        weights = reconstruct(network.structure, network.weights, weights, kept, network.covariances())
+        covariances = network.covariances()
+        weights = reconstruct(
+            network.structure, network.weights, weights, kept, covariances, network.predictors
+        )
     for name, factor in policy.factors.items():
         layer = network.structure.layer[name]
-        parts = factorize(weights[layer.weight], factor, layer.op == "conv_transpose")
+        parts = _factorized(network, weights[layer.weight], factor, layer.op == "conv_transpose")
         weights.update(zip(skeleton.factor_weights[name], parts, strict=True))
     return {k: fast_layout(v) for k, v in weights.items() if k in skeleton.unfolded.params}
+
+
+def _factorized(network: Network, weight: Tensor, factor: Factor, transposed: bool) -> list[Tensor]:
+    key = (factor, transposed, hashlib.blake2b(content(weight), digest_size=16).digest())
+    held = network.factors.get(key)
+    return list(held or network.factors.put(key, tuple(factorize(weight, factor, transposed))))
 
 
 @torch.no_grad()
@@ -303,7 +316,7 @@ class _Quantizing:
         return value
 
     def _inherited(self, name: str) -> ActivationCode | None:
-        """Operations that only move values keep their input's quantiser; a ReLU of codes from zero does too."""
+        """Operations that only move values keep their input's quantiser; so does a ReLU of codes from zero."""
         node = self.graph.producer.get(name)
         if node is None:
             return None

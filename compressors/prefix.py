@@ -121,9 +121,4 @@ def content(value: Tensor) -> bytes:
     return repr(tuple(value.shape)).encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def nbytes(values: Sequence[Tensor]) -> int:
-    """Memory of some tensors."""
-    return sum(v.numel() * v.element_size() for v in values)
-
-
-__all__ = ["PrefixCache", "content", "narrow_points", "nbytes", "prefix_keys"]
+__all__ = ["PrefixCache", "content", "narrow_points", "prefix_keys"]

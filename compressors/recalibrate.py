@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .execute import compute, schedule
 from .graph import Graph, Node, Structure
-from .prefix import content, narrow_points, nbytes, prefix_keys
+from .memo import nbytes
+from .prefix import content, narrow_points, prefix_keys
 from .prune import prune
 
 if TYPE_CHECKING:

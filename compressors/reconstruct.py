@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .graph import ChannelGroup, Graph, Layer, Structure
+from .memo import Memo
 
 #: Ridge, in units of the mean variance of the kept channels.
 RIDGE = 3e-3
@@ -52,10 +53,14 @@ def reconstruct(
     pruned: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
     covariances: Mapping[str, Tensor],
+    solved: Memo | None = None,
 ) -> dict[str, Tensor]:
-    """Pruned weights with the contribution of removed input channels folded into the kept ones."""
+    """Pruned weights with the contribution of removed input channels folded into the kept ones.
+
+    ``solved`` remembers predictors between policies with the same covariances.
+    """
     found = dict(pruned)
-    solved: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+    solved = Memo() if solved is None else solved
     for layer in structure.layers:
         if not reconstructible(structure, layer):
             continue
@@ -63,12 +68,11 @@ def reconstruct(
         tensor = structure.graph.by_name[layer.nodes[0]].inputs[0]
         if bool(stay.all()) or tensor not in covariances or not bool(stay.any()):
             continue
-        key = (tensor, tuple(stay.nonzero().flatten().tolist()))
-        if key not in solved:
-            solved[key] = _predictor(covariances[tensor], stay)
+        key = (tensor, stay.numpy().tobytes())
+        known = solved.get(key) or solved.put(key, (_predictor(covariances[tensor], stay),))
         full = weights[layer.weight]
         lost = full[rows][:, ~stay].double()
-        gained = torch.einsum("or...,rk->ok...", lost, solved[key])
+        gained = torch.einsum("or...,rk->ok...", lost, known[0])
         found[layer.weight] = (pruned[layer.weight].double() + gained).to(full.dtype)
     return found
 
