@@ -73,6 +73,7 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
                 factors[layer.name] = factor
     act_bits = _resolve_act_bits(structure, abilities, policy, dead)
     weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
+    act_bits = _without_idle(structure, alive, weight_bits, act_bits)
     return ResolvedPolicy(
         structure.graph.digest, kept, factors, weight_bits, act_bits, removed, policy.criterion, policy.ranges
     )
@@ -262,8 +263,20 @@ def _leaves_float(structure: Structure, numerics: Numerics, layer: Layer) -> boo
     )
 
 
-def _bits_around(structure: Structure, node_name: str, act_bits: Mapping[str, int]) -> tuple[int, int]:
-    """Bits of the tensor a layer's call reads and of the one its fused kernel writes."""
+def _without_idle(
+    structure: Structure, alive: list[Layer], weight_bits: Mapping[str, int], act_bits: dict[str, int]
+) -> dict[str, int]:
+    """Bits of the tensor groups; float where no integer layer reads or writes: rounding buys nothing there."""
+    used: set[str] = set()
+    for layer in alive:
+        if weight_bits[layer.name] != FLOAT:
+            for node in layer.nodes:
+                used.update(_groups_around(structure, node))
+    return {name: bits if name in used else FLOAT for name, bits in act_bits.items()}
+
+
+def _groups_around(structure: Structure, node_name: str) -> tuple[str, str]:
+    """Tensor groups of what a layer's call reads and of what its fused kernel writes, "" for none."""
     known: dict[str, tuple[str, str]] = structure.__dict__.setdefault("_groups_around", {})
     groups = known.get(node_name)
     if groups is None:
@@ -271,4 +284,10 @@ def _bits_around(structure: Structure, node_name: str, act_bits: Mapping[str, in
         group_of = structure.tensor_group_of
         ends = (node.inputs[0], fused_output(structure.graph, node))
         groups = known[node_name] = (group_of.get(ends[0], ""), group_of.get(ends[1], ""))
+    return groups
+
+
+def _bits_around(structure: Structure, node_name: str, act_bits: Mapping[str, int]) -> tuple[int, int]:
+    """Bits of the tensor a layer's call reads and of the one its fused kernel writes."""
+    groups = _groups_around(structure, node_name)
     return act_bits.get(groups[0], FLOAT), act_bits.get(groups[1], FLOAT)
