@@ -10,7 +10,7 @@ import typer
 from search.cli_commands import COMMANDS
 from search.cli_help import GroupedCommand, GroupedGroup
 from search.cli_run import search_command
-from search.cli_support import configure, leave_quietly, report_error
+from search.cli_support import INTERRUPTED, be_left_alone, configure, leave_quietly, report_error
 
 
 def make_app() -> typer.Typer:
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure(given)
     try:
         code = make_app()(args=given, prog_name="search", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's word for a KeyboardInterrupt
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except BrokenPipeError:
         leave_quietly()
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
+        if arguments is None:  # the program is this call
+            be_left_alone()
         return report_error(error)
     return code if isinstance(code, int) else 0
 

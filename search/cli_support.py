@@ -100,6 +100,12 @@ def report_error(error: BaseException) -> int:
     return code
 
 
+def be_left_alone() -> None:
+    """One more Ctrl-C would only spoil the last words of a program that is ending anyway."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _words(error: BaseException, known: bool) -> tuple[str, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", session.resume_hint
