@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from search.task import Metric, Split, Task
 
 #: Samples a hopeless policy is judged by before the full recalibration is paid for.
-FIRST_CALIBRATION = 64
+FIRST_CALIBRATION = 32
 HARDEST = 64
 OTHERS = 32
 #: Chance that a wrong answer of the first look is put right by the full recalibration, at most.
-SAVED = 0.3
+SAVED = 0.02
 #: Chance at which a policy still counts as hopeful after the first look.
-HOPE = 0.005
+HOPE = 0.05
 #: One-sided confidence for metrics that are not right or wrong, in standard errors.
 _Z_STOP = 2.8
 _Z_95 = 1.959964
