@@ -10,7 +10,14 @@ import typer
 from search.cli_commands import COMMANDS
 from search.cli_help import GroupedCommand, GroupedGroup
 from search.cli_run import search_command
-from search.cli_support import INTERRUPTED, be_left_alone, configure, leave_quietly, report_error
+from search.cli_support import (
+    INTERRUPTED,
+    be_left_alone,
+    configure,
+    end_on_interrupt,
+    leave_quietly,
+    report_error,
+)
 
 
 def make_app() -> typer.Typer:
@@ -33,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code. Nothing escapes but through it."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure(given)
+    if arguments is None:  # the program is this call
+        end_on_interrupt()
     try:
         code = make_app()(args=given, prog_name="search", standalone_mode=False)
         if code == INTERRUPTED:  # typer's word for a KeyboardInterrupt
@@ -44,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
-        if arguments is None:  # the program is this call
+        if arguments is None:
             be_left_alone()
         return report_error(error)
     return code if isinstance(code, int) else 0

@@ -100,6 +100,21 @@ def report_error(error: BaseException) -> int:
     return code
 
 
+def end_on_interrupt() -> None:
+    """Ctrl-C ends the program at once, until a run begins that has something to save.
+
+    An exception instead would be raised inside whatever is being imported, which may swallow or mangle it.
+    """
+
+    def end(number: int, frame: object) -> None:
+        be_left_alone()
+        report_error(KeyboardInterrupt())
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, end)
+
+
 def be_left_alone() -> None:
     """One more Ctrl-C would only spoil the last words of a program that is ending anyway."""
     if threading.current_thread() is threading.main_thread():
