@@ -73,7 +73,8 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
                 factors[layer.name] = factor
     act_bits = _resolve_act_bits(structure, abilities, policy, dead)
     weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
-    act_bits = _without_idle(structure, alive, weight_bits, act_bits)
+    if abilities.float_kernels:
+        act_bits = _without_idle(structure, alive, weight_bits, act_bits)
     return ResolvedPolicy(
         structure.graph.digest, kept, factors, weight_bits, act_bits, removed, policy.criterion, policy.ranges
     )
@@ -184,8 +185,8 @@ def _resolve_act_bits(
         if not any(t in alive_tensors for t in g.tensors):
             continue
         want = policy.act_bits.get(g.name, FLOAT)
-        offered = (*abilities.act_bits, FLOAT)
-        bits[g.name] = min((b for b in offered if b >= want), default=FLOAT)
+        offered = abilities.offered(abilities.act_bits)
+        bits[g.name] = min((b for b in offered if b >= want), default=max(offered, default=FLOAT))
     return bits
 
 
@@ -230,7 +231,8 @@ def _resolve_weight_bits(
     around = [_bits_around(structure, n, act_bits) for n in layer.nodes]
     a_in = max(a for a, _ in around)
     a_out = max(b for _, b in around)
-    integer_out = a_out != FLOAT or _leaves_float(structure, abilities.numerics, layer)
+    must = not abilities.float_kernels
+    integer_out = must or a_out != FLOAT or _leaves_float(structure, abilities.numerics, layer)
     if a_in == FLOAT or not integer_out:
         alone = sorted(w for w, a in abilities.precisions if a == FLOAT)
         if wanted is None or wanted == FLOAT or not alone:
@@ -244,7 +246,8 @@ def _resolve_weight_bits(
     if wanted is None:
         wanted = FLOAT if several else paired[-1]
     if wanted == FLOAT:
-        return paired[-1] if abilities.numerics.quantises_between and a_out != FLOAT else FLOAT
+        between = abilities.numerics.quantises_between and a_out != FLOAT
+        return paired[-1] if must or between else FLOAT
     return min((w for w in paired if w >= wanted), default=paired[-1])
 
 
@@ -266,7 +269,7 @@ def _leaves_float(structure: Structure, numerics: Numerics, layer: Layer) -> boo
 def _without_idle(
     structure: Structure, alive: list[Layer], weight_bits: Mapping[str, int], act_bits: dict[str, int]
 ) -> dict[str, int]:
-    """Bits of the tensor groups; float where no integer layer reads or writes: rounding buys nothing there."""
+    """Bits of the tensor groups; float where no integer layer reads or writes: rounding buys nothing."""
     used: set[str] = set()
     for layer in alive:
         if weight_bits[layer.name] != FLOAT:

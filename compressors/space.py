@@ -24,17 +24,24 @@ class Abilities:
 
     ``granularity``: channel counts offered are multiples of it. ``precisions``: pairs of (weight bits,
     activation bits) that execute as such, besides float; (w, 32) means weights alone.
-    ``integer_ops``: operations that have integer kernels. ``methods``: which knobs are searched.
+    ``float_kernels``: False where nothing executes in float (arrays); what is not asked for then takes the
+    most bits there are. ``integer_ops``: operations that have integer kernels.
+    ``methods``: which knobs are searched.
     """
 
     granularity: int = 4
     depthwise_granularity: int = 4
     precisions: tuple[tuple[int, int], ...] = ((8, 8),)
+    float_kernels: bool = True
     integer_ops: frozenset[str] = frozenset({"conv", "linear"})
     methods: frozenset[str] = frozenset({"prune", "quantize", "factorize", "depth"})
     min_keep: float = 0.125
     skip: tuple[str, ...] = ()
     numerics: Numerics = field(default_factory=Numerics)
+
+    def offered(self, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Bits a choice is offered, ascending: those with kernels, then float where it executes."""
+        return (*bits, FLOAT) if self.float_kernels else bits
 
     @property
     def weight_bits(self) -> tuple[int, ...]:
@@ -263,12 +270,14 @@ def _bit_choices(structure: Structure, abilities: Abilities) -> list[Choice]:
     found: list[Choice] = []
     if len(abilities.weight_bits) > 1:
         found += [
-            Choice("weight_bits", x.name, (*abilities.weight_bits, FLOAT))
+            Choice("weight_bits", x.name, abilities.offered(abilities.weight_bits))
             for x in structure.layers
             if "bits" not in x.fixed and x.op in abilities.integer_ops and not _skipped((x.name,), abilities)
         ]
-    if abilities.act_bits:
-        found += [Choice("act_bits", g.name, (*abilities.act_bits, FLOAT)) for g in structure.tensor_groups]
+    if len(abilities.offered(abilities.act_bits)) > 1:
+        found += [
+            Choice("act_bits", g.name, abilities.offered(abilities.act_bits)) for g in structure.tensor_groups
+        ]
     return found
 
 

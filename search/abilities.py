@@ -57,6 +57,7 @@ def abilities_of(
         granularity=min(facts.granularity.int8, facts.granularity.fp32),
         depthwise_granularity=facts.granularity.depthwise,
         precisions=precisions,
+        float_kernels=target.base_precision != "w8a8",
         integer_ops=frozenset(_operations(facts.integer_ops)),
         methods=frozenset(chosen),
         min_keep=0.125 if min_keep is None else min_keep,
