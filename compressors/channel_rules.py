@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .graph import Graph, Node
+from .graph import ELEMENTWISE, Graph, Node
 from .labels import Ids, Labelling, Labels, reshape
 
 
@@ -297,32 +297,5 @@ _RULES: dict[str, Callable[[Labelling, Node], list[Labels]]] = {
     "reshape": reshape,
     **dict.fromkeys(("max_pool", "avg_pool", "upsample"), _spatial),
     **dict.fromkeys(("add", "sub", "mul", "div", "pow", "maximum", "minimum"), _binary),
-    **dict.fromkeys(
-        (
-            "relu",
-            "sigmoid",
-            "tanh",
-            "exp",
-            "sqrt",
-            "rsqrt",
-            "neg",
-            "abs",
-            "erf",
-            "log",
-            "sin",
-            "cos",
-            "reciprocal",
-            "hardswish",
-            "hardsigmoid",
-            "silu",
-            "mish",
-            "softplus",
-            "floor",
-            "clip",
-            "leaky_relu",
-            "elu",
-            "gelu",
-        ),
-        _same,
-    ),
+    **dict.fromkeys((*ELEMENTWISE, "clip", "leaky_relu", "elu", "gelu"), _same),
 }

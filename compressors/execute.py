@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import TraceError
-from .graph import Graph, Node
+from .graph import ELEMENTWISE, Graph, Node
 from .trace import Ref
 
 _Operation = Callable[[Node, list[Any], list[tuple[int, ...]]], Any]
@@ -248,27 +248,5 @@ OPERATIONS: dict[str, _Operation] = {
     "leaky_relu": lambda n, v, _: F.leaky_relu(_x(v), n.attrs["alpha"]),
     "elu": lambda n, v, _: F.elu(_x(v), n.attrs["alpha"]),
     "gelu": lambda n, v, _: F.gelu(_x(v), approximate=n.attrs["approximate"]),
-    **{
-        name: _elementwise(getattr(torch, name))
-        for name in (
-            "relu",
-            "sigmoid",
-            "tanh",
-            "exp",
-            "sqrt",
-            "rsqrt",
-            "neg",
-            "abs",
-            "erf",
-            "log",
-            "sin",
-            "cos",
-            "reciprocal",
-            "floor",
-        )
-    },
-    **{
-        name: _elementwise(getattr(F, name))
-        for name in ("hardswish", "hardsigmoid", "silu", "mish", "softplus")
-    },
+    **{name: _elementwise(getattr(torch, name, None) or getattr(F, name)) for name in ELEMENTWISE},
 }

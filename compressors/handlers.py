@@ -13,34 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import moves
-from .graph import Node
+from .graph import ELEMENTWISE, Node
 
 if TYPE_CHECKING:
     from .trace import Builder
 
-ELEMENTWISE = frozenset(
-    {
-        "relu",
-        "sigmoid",
-        "tanh",
-        "exp",
-        "sqrt",
-        "rsqrt",
-        "neg",
-        "abs",
-        "erf",
-        "log",
-        "sin",
-        "cos",
-        "reciprocal",
-        "hardswish",
-        "hardsigmoid",
-        "silu",
-        "mish",
-        "softplus",
-        "floor",
-    }
-)
 _ALIASES = frozenset(
     {
         "dropout",

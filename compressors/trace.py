@@ -11,7 +11,7 @@ max_pool (x): kernel, stride, padding, dilation, ceil. avg_pool (x): kernel, str
 count_include_pad. mean (x): axes, keepdim. pad (x): pads (torch order), mode, value.
 upsample (x): mode, scale, align_corners. embedding (ids, w). prelu (x, w).
 sdpa (q, k, v, mask): scale, causal. softmax, log_softmax (x): axis. clip (x): min, max.
-leaky_relu, elu (x): alpha. gelu (x): approximate. Elementwise without attributes: see ``ELEMENTWISE``.
+leaky_relu, elu (x): alpha. gelu (x): approximate. Elementwise without attributes: see ``graph.ELEMENTWISE``.
 aten (...): any other operation: target, and its arguments, with ``Ref(i)`` for input i; left dense.
 """
 
