@@ -18,9 +18,9 @@ from .execute import run
 from .factorize import factorize
 from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
 from .importance import Evidence
-from .memo import Memo
+from .memo import Memo, nbytes
 from .policy import Factor, ResolvedPolicy
-from .prefix import PrefixCache, content
+from .prefix import PrefixCache, content, narrow_points, prefix_keys
 from .prune import kept_indices, prune
 from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
 from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
@@ -32,6 +32,8 @@ from .trace import trace
 
 #: Calibration samples used to find activation ranges (batch-norm takes all that the network holds).
 RANGE_SAMPLES = 128
+#: Bytes of rounded activations remembered between policies.
+ROUNDED_BYTES = 160 << 20
 
 
 @dataclass
@@ -47,6 +49,9 @@ class Network:
     _seen: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
     #: Shared by all policies of these calibration data; a replaced network starts with an empty one.
     prefixes: PrefixCache = field(default_factory=PrefixCache, init=False, repr=False, compare=False)
+    rounded: PrefixCache = field(
+        default_factory=lambda: PrefixCache(ROUNDED_BYTES), init=False, repr=False, compare=False
+    )
     predictors: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
     factors: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
@@ -196,7 +201,7 @@ def round_folded(
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
     where = placement(network.structure, skeleton, policy)
-    return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton)
+    return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton, network.rounded)
 
 
 def _is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
@@ -239,13 +244,18 @@ def quantized(
     policy: ResolvedPolicy,
     numerics: Numerics,
     skeleton: Skeleton,
+    prefixes: PrefixCache | None = None,
 ) -> Compressed:
-    """Round weights, find activation ranges and correct biases in one pass, tensor by tensor."""
+    """Round weights, find activation ranges and correct biases in one pass, tensor by tensor.
+
+    ``prefixes``: what other policies found on the same calibration data.
+    """
     state = _Quantizing(graph, dict(weights), where, policy, numerics)
     if where.tensors or where.params:
-        state.weights_first()
         inputs = tuple(x[:RANGE_SAMPLES] for x in fitted(graph, calibration))
-        run(graph, state.weights, inputs, state.seen, hooked=frozenset(state.watched))
+        keys = state.keys(inputs) if prefixes is not None else []
+        state.weights_first()
+        state.run(inputs, keys, prefixes)
         state.biases_last()
     return Compressed(
         policy,
@@ -301,6 +311,43 @@ class _Quantizing:
             self.errors[name] = change.sum(tuple(range(2, change.dim()))) if change.dim() > 2 else change
             self.weights[name], self.codes[name] = rounded, code
 
+    def keys(self, inputs: tuple[Tensor, ...]) -> list[bytes | None]:
+        """Digests of the graph's beginnings, before anything was rounded."""
+        root = (self.numerics.key, self.policy.ranges, [tuple(x.shape) for x in inputs])
+        bits = [self.where.tensors.get(t) for t in self.graph.inputs]
+
+        def more(node: Node) -> object:
+            return [self.where.params.get(t) for t in node.inputs], [
+                self.where.tensors.get(t) for t in node.outputs
+            ]
+
+        return prefix_keys(self.graph, repr((root, bits)).encode(), self.weights, more)
+
+    def run(
+        self, inputs: tuple[Tensor, ...], keys: Sequence[bytes | None], prefixes: PrefixCache | None
+    ) -> None:
+        """The pass itself, from the end of the longest beginning that another policy shares."""
+        resume = None
+        found = prefixes.longest(keys) if prefixes is not None else None
+        if found is not None:
+            position, (tensor, value, activations, biases) = found
+            self.activations.update(activations)
+            self.weights.update(biases)
+            self.corrected.update(biases)
+            self.means.update({tensor: value} if tensor in self.read else {})
+            resume = (position + 1, {tensor: value})
+        points = {t: keys[i] for i, t in narrow_points(self.graph).items() if keys}
+
+        def hook(name: str, value: Tensor) -> Tensor:
+            value = self.seen(name, value) if name in self.watched else value
+            key = points.get(name)
+            if key is not None and prefixes is not None:
+                biases = {b: self.weights[b] for b in self.corrected}
+                prefixes.put(key, (name, value, dict(self.activations), biases), nbytes([value]))
+            return value
+
+        run(self.graph, self.weights, inputs, hook, hooked=frozenset((*self.watched, *points)), resume=resume)
+
     def seen(self, name: str, value: Tensor) -> Tensor:
         """Hook of the pass: correct the bias a tensor came through, then quantise the tensor."""
         node = self.outputs.get(name)
@@ -316,7 +363,7 @@ class _Quantizing:
         return value
 
     def _inherited(self, name: str) -> ActivationCode | None:
-        """Operations that only move values keep their input's quantiser; so does a ReLU of codes from zero."""
+        """Operations that only move values keep their input's quantiser; so does ReLU of codes from zero."""
         node = self.graph.producer.get(name)
         if node is None:
             return None

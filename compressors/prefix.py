@@ -84,7 +84,7 @@ def narrow_points(graph: Graph) -> dict[int, str]:
     steps = list(schedule(graph))
     for i, (node, dead) in enumerate(steps):
         alive = (alive | set(node.outputs)) - set(dead)
-        if len(alive) == 1 and i + 1 < len(steps):
+        if len(alive) == 1 and i + 1 < len(steps) and alive <= set(node.outputs):
             points.pop(i - 1, None)
             points[i] = next(iter(alive))
     graph.__dict__["_narrow"] = points
