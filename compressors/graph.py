@@ -24,7 +24,27 @@ WEIGHT_OPS = frozenset({"conv", "conv_transpose", "linear"})
 VIEW_OPS = frozenset({"reshape", "permute", "slice", "select", "split", "expand", "pad", "identity"})
 #: Operations on one tensor, element by element and without attributes, as torch calls them.
 ELEMENTWISE = frozenset(
-    ["relu", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "neg", "abs", "erf", "log", "sin", "cos", "reciprocal", "floor", "hardswish", "hardsigmoid", "silu", "mish", "softplus"]
+    [
+        "relu",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "sqrt",
+        "rsqrt",
+        "neg",
+        "abs",
+        "erf",
+        "log",
+        "sin",
+        "cos",
+        "reciprocal",
+        "floor",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "mish",
+        "softplus",
+    ]
 )
 #: Activations that runtimes fuse into the weight-bearing operation before them.
 FUSED_ACTIVATIONS = frozenset({"relu", "clip"})
