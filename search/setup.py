@@ -109,14 +109,16 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
     scorer = Scorer.of(task, abilities.numerics)
     structure = scorer.network.structure
-    if config.strict and structure.notes:
-        subject, reason = structure.notes[0]
-        raise InputError(
-            f"--strict: {subject} is {reason} ({len(structure.notes)} such layers).",
-            "Leave --strict out to search the rest.",
-        )
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
+    untouched = _untouched(space) if config.strict else []
+    if untouched:
+        name, reason = untouched[0]
+        more = f" (and {len(untouched) - 1} more layers)" if len(untouched) > 1 else ""
+        raise InputError(
+            f"--strict: nothing can be done to layer {name!r}: {reason}{more}.",
+            "Leave --strict out to search the rest.",
+        )
     if space.dimension == 0:
         raise InputError(
             f"nothing of task {task.name!r} can be compressed for {target.name}.",
@@ -145,6 +147,22 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         setup.estimator = Estimator.learned(space, lowering)
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
+
+
+def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
+    """Layers that no choice of the space changes, each with the reason; those the user skips aside."""
+    structure, abilities = space.structure, space.abilities
+    groups = {g.name: g.layers for g in structure.groups} | {b.name: b.layers for b in structure.blocks}
+    reached = {name for c in space.choices for name in groups.get(c.subject, (c.subject,))}
+    if any(c.kind == "act_bits" for c in space.choices):
+        reached |= {
+            x.name for x in structure.layers if "bits" not in x.fixed and x.op in abilities.integer_ops
+        }
+    return [
+        (x.name, "; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it")
+        for x in structure.layers
+        if x.name not in reached and not any(fnmatchcase(x.name, p) for p in abilities.skip)
+    ]
 
 
 def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
