@@ -140,8 +140,7 @@ class _Pass:
                 for name, value in zip(node.outputs, self._computed(node, local, batch), strict=False):
                     local[name] = value
                     if name in self.watched:
-                        axis = 1 if name not in self.wanted else channel_axis(node)
-                        seen.setdefault(name, []).append(moments(value, axis))
+                        seen.setdefault(name, []).append(self._moments(node, name, value))
                 for name in dead:
                     local.pop(name, None)
                 if i in points and points[i] not in self.watched:
@@ -161,6 +160,12 @@ class _Pass:
             x, eps = local[node.inputs[0]], node.attrs["eps"]
             return (F.batch_norm(x, mean, var, self.weights[scale], self.weights[offset], False, 0.0, eps),)
         return compute(self.graph, node, local, self.weights, batch)
+
+    def _moments(self, node: Node, tensor: str, value: Tensor) -> Moments:
+        if tensor in self.normalised:
+            return moments(value, 1)
+        mean = channel_mean(value, channel_axis(node))  # a bias needs no more
+        return mean, mean.new_zeros(mean.shape)
 
     def _finish(self, tensor: str, parts: Sequence[Moments]) -> None:
         """All samples of a watched tensor were seen: settle the bias before it and the norm behind it."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from .graph import ChannelGroup, Graph, Layer, Structure
 from .memo import Memo
 
-#: Ridge, in units of the mean variance of the kept channels.
+#: Ridge, in units of the mean variance of the channels.
 RIDGE = 3e-3
 #: Wider inputs are left as they are: their covariance is neither cheap nor well determined.
 WIDEST = 2048
@@ -69,7 +69,7 @@ def reconstruct(
         if bool(stay.all()) or tensor not in covariances or not bool(stay.any()):
             continue
         key = (tensor, stay.numpy().tobytes())
-        known = solved.get(key) or solved.put(key, (_predictor(covariances[tensor], stay),))
+        known = solved.get(key) or solved.put(key, (_predictor(covariances[tensor], stay, solved, tensor),))
         full = weights[layer.weight]
         lost = full[rows][:, ~stay].double()
         gained = torch.einsum("or...,rk->ok...", lost, known[0])
@@ -90,13 +90,28 @@ def _positions(structure: Structure, layer: Layer, dim: int, kept: Mapping[str, 
     return stay
 
 
-def _predictor(cov: Tensor, stay: Tensor) -> Tensor:
-    """A (R, K): removed channels from kept ones."""
-    inner = cov[stay][:, stay]
-    ridge = RIDGE * inner.diagonal().mean().clamp_min(1e-12)
-    eye = torch.eye(inner.shape[0], dtype=inner.dtype)
-    solved: Tensor = torch.linalg.solve(inner + ridge * eye, cov[stay][:, ~stay])
-    return solved.T
+def _predictor(cov: Tensor, stay: Tensor, solved: Memo, tensor: str) -> Tensor:
+    """A (R, K): removed channels from kept ones.
+
+    With the precision P = (S + l I)^-1, found once a tensor, S_RK (S_KK + l I)^-1 = -P_RR^-1 P_RK: of the two
+    systems the smaller one is solved.
+    """
+    keep, gone = stay.nonzero().squeeze(1), (~stay).nonzero().squeeze(1)
+    ridge = RIDGE * cov.diagonal().mean().clamp_min(1e-12)
+    if len(gone) >= len(keep):
+        inner = cov[keep[:, None], keep]
+        inner.diagonal().add_(ridge)
+        factor = torch.linalg.cholesky(inner)
+        return torch.cholesky_solve(cov[keep[:, None], gone], factor).T
+    key = (tensor, b"precision")
+    known = solved.get(key)
+    if known is None:
+        whole = cov.clone()
+        whole.diagonal().add_(ridge)
+        known = solved.put(key, (torch.cholesky_inverse(torch.linalg.cholesky(whole)),))
+    precision = known[0]
+    factor = torch.linalg.cholesky(precision[gone[:, None], gone])
+    return -torch.cholesky_solve(precision[gone[:, None], keep], factor)
 
 
 def elimination_order(
