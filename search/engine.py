@@ -19,7 +19,7 @@ from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
-from . import summary
+from . import summary, warm
 from .candidates import SHORTLIST, Candidate, pick, recover_candidates, shortlist
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
@@ -104,6 +104,7 @@ def run(
         raise StoppedError("stopped in set-up: nothing new was evaluated.", "Start it again.")
     if config.measure == "never" or not is_here(setup):  # else once prices are corrected
         require_feasible(setup.problem)
+    known = warm.earlier(setup) if config.resume is None else []
     folder, journal = _opened(setup)
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
@@ -117,7 +118,7 @@ def run(
         require_feasible(setup.problem)
         backing = _backing(setup)
         show.header(header_lines(summary.document(setup, facts, None, backing)))
-        study, baselines = _study(this)
+        study, baselines = _study(this, known)
         _search(this, study, config.evaluations)
         candidates: list[Candidate] = []
         delivered: Delivered | None = None
@@ -137,7 +138,7 @@ def check(config: RunConfig) -> None:
         load_target(one.target[0])
         if one.resume is None:
             check_writable(RUNS) if one.out is None else check_free(Path(one.out))
-    if config.warm_start is not None:
+    if config.warm_start is not None and config.resume is None:
         Journal.read(RunFolder.find(config.warm_start).journal)
 
 
@@ -145,8 +146,7 @@ def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
     config = setup.config
     header = {
         "config": config.model_dump(mode="json"),
-        "network": setup.space.structure.graph.digest,
-        "numerics": setup.scorer.numerics.key,
+        **warm.marks(setup),
         "base": setup.base_score.value,
         "seed": config.seed,
     }
@@ -155,14 +155,10 @@ def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
         return folder, Journal.create(folder.journal, header)
     folder = RunFolder.find(config.resume)
     journal = Journal.open(folder.journal)
-    for key in ("network", "numerics", "seed"):
-        if journal.header.get(key) != header[key]:
-            journal.close()
-            raise ResumeError(
-                f"cannot resume {folder.id}: its {key} was {journal.header.get(key)!r}, "
-                f"now it is {header[key]!r}.",
-                "Start anew, with --warm-start if it helps.",
-            )
+    changed = warm.difference(journal.header, warm.marks(setup))
+    if changed:
+        journal.close()
+        raise ResumeError(f"cannot resume {folder.id}: {changed} changed since.", "Start anew.")
     return folder, journal
 
 
@@ -206,7 +202,9 @@ def _backing(setup: Setup) -> str:
 # -- the study
 
 
-def _study(this: _Run) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]]:
+def _study(
+    this: _Run, known: list[tuple[Suggestion, Outcome]]
+) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]]:
     """The study with its baselines scored and, when resumed, its journal taken up."""
     setup = this.setup
     from .evaluate import Finished, Job
@@ -231,32 +229,11 @@ def _study(this: _Run) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]
             point = tuple(float(x) for x in space.encode(proposal))
             study.learn(Suggestion(-1 - i, point, policy, f"baseline: {name}"), outcome)
     this.timings["baselines"] = time.perf_counter() - start
-    if setup.config.warm_start is not None:
-        _warm(this, study)
+    if setup.config.resume is not None and all(r.kind != "suggested" for r in this.journal.records):
+        known = warm.earlier(setup)  # it was interrupted before it took anything over
+    warm.take_over(study, this.journal, known)
     study.restore(this.journal.records)
     return study, found
-
-
-def _warm(this: _Run, study: Study) -> None:
-    """Learn what an earlier run evaluated, repriced for this one; runs of other networks are refused."""
-    old = RunFolder.find(this.setup.config.warm_start or "")
-    records = Journal.read(old.journal)
-    header = records[0].data
-    mine = (this.setup.space.structure.graph.digest, this.setup.scorer.numerics.key)
-    if (header.get("network"), header.get("numerics")) != mine:
-        raise ResumeError(f"cannot warm-start from {old.id}: it is of another network or other numerics.")
-    waiting = {}
-    number = -1000
-    for r in records:
-        if r.kind == "suggested":
-            s = Suggestion.from_dict(r.data["suggestion"])
-            waiting[s.number] = s
-        elif r.kind == "evaluated":
-            s = waiting[int(r.data["number"])]
-            outcome = repriced(this.setup.problem, [Outcome.from_dict(r.data["outcome"])])[0]
-            if outcome.feasible and len(s.point) == this.setup.space.dimension:
-                study.learn(Suggestion(number, s.point, s.policy, f"from {old.id}"), outcome)
-                number -= 1
 
 
 def _search(this: _Run, study: Study, evaluations: int) -> None:
