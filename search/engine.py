@@ -210,6 +210,8 @@ def _study(
     from .evaluate import Finished, Job
 
     workers = setup.config.workers
+    if workers > 1 and setup.task.spec is None:
+        this.progress.note("workers  one: this task lives in this process only")
     agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
     study = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, workers), this.journal)
     space = setup.space

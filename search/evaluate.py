@@ -154,6 +154,7 @@ class RayEvaluator(Evaluator):
         self._own = not ray.is_initialized()
         if self._own:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            logging.getLogger("ray").setLevel(logging.ERROR)  # its notices would stand among ours
             ray.init(
                 address=address,
                 num_cpus=None if address else workers,

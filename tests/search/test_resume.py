@@ -201,13 +201,16 @@ def start(words: list[str], cwd: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for(journal: Path, records: int) -> None:
-    """Until a journal holds so many records."""
-    for _ in range(1200):
+def wait_for(process: subprocess.Popen[str], journal: Path, records: int) -> None:
+    """Until a journal holds so many records; the process does not outlive a failure."""
+    for _ in range(6000):
         if journal.is_file() and journal.read_bytes().count(b"\n") >= records:
             return
+        if process.poll() is not None:
+            break
         time.sleep(0.02)
-    raise TimeoutError(str(journal))
+    process.kill()
+    raise TimeoutError(f"{journal}: {process.communicate()}")
 
 
 @pytest.mark.slow
@@ -215,7 +218,7 @@ def wait_for(journal: Path, records: int) -> None:
 def test_kill_9(records: int, standard: Path, tmp_path: Path) -> None:
     words = flags(tmp_path, f"--evaluations={EVALUATIONS}", "--out=run")
     process = start(words, tmp_path)
-    wait_for(tmp_path / "run" / JOURNAL, records)
+    wait_for(process, tmp_path / "run" / JOURNAL, records)
     time.sleep(random.Random(records).random() * 0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -226,10 +229,28 @@ def test_kill_9(records: int, standard: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_workers_lose_and_double_nothing(tmp_path: Path) -> None:
+    process = start(flags(tmp_path, f"--evaluations={EVALUATIONS}", "--workers=2", "--out=run"), tmp_path)
+    wait_for(process, tmp_path / "run" / JOURNAL, 8)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    done = [r for r in Journal.read(tmp_path / "run" / JOURNAL) if r.kind == "evaluated"]
+    assert 0 < len(done) < EVALUATIONS
+    process = start(["--resume=run", "--json"], tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert json.loads(out)["run"]["state"] == "complete", err
+    evaluated = ending(tmp_path / "run")[0]
+    assert sorted(e[0] for e in evaluated) == list(range(EVALUATIONS))  # type: ignore[index]
+    assert len({json.dumps(e[1]) for e in evaluated}) == EVALUATIONS  # type: ignore[index]
+
+
+@pytest.mark.slow
 def test_ctrl_c_once_and_twice(standard: Path, tmp_path: Path) -> None:
     words = flags(tmp_path, f"--evaluations={EVALUATIONS}", "--out=run")
     process = start(words, tmp_path)
-    wait_for(tmp_path / "run" / JOURNAL, 5)
+    wait_for(process, tmp_path / "run" / JOURNAL, 5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
