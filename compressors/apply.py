@@ -119,7 +119,13 @@ class Network:
 
 def fast_layout(value: Tensor) -> Tensor:
     """Images and 2-d convolution weights with channels last, which CPU convolutions run fastest on."""
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    if value.dim() != 4:
+        return value
+    if value.shape[1] == 1 and value.is_contiguous():
+        # both layouts describe one channel; the strides tell torch which one the result is to have
+        _, _, high, wide = value.shape
+        return value.as_strided(value.shape, (high * wide, 1, wide, 1))
+    return value.contiguous(memory_format=torch.channels_last)
 
 
 def batched(graph: Graph, weights: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -24,12 +24,17 @@ _TOLERANCE = 0.03
 
 
 class Answers:
-    """Scores samples of one compressed network, in batches, in the order asked for."""
+    """Scores samples of one compressed network, in batches, in the order asked for.
 
-    def __init__(self, compressed: Compressed, metric: Metric, runtime: bool = True) -> None:
+    ``runtime``: use onnxruntime; ``checked``: without comparing it with the simulation first.
+    """
+
+    def __init__(
+        self, compressed: Compressed, metric: Metric, runtime: bool = True, checked: bool = False
+    ) -> None:
         self.compressed = compressed
         self.metric = metric
-        self.checked = False
+        self.checked = checked
         self._session = _session(compressed) if runtime else None
 
     @property

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
     from compressors.apply import Network
     from compressors.compressed import Compressed
+    from search.answers import Answers
     from search.task import Metric, Split, Task
 
 #: Samples a hopeless policy is judged by before the full recalibration is paid for.
 FIRST_CALIBRATION = 32
 HARDEST = 64
-OTHERS = 32
+OTHERS = 16
 #: Chance that a wrong answer of the first look is put right by the full recalibration, at most.
 SAVED = 0.02
 #: Chance at which a policy still counts as hopeful after the first look.
@@ -95,6 +96,7 @@ class Scorer:
         self.network = network
         self.numerics = numerics
         self.runtime = runtime
+        self._agreed = False
         few = tuple(x[:FIRST_CALIBRATION] for x in network.calibration)
         self._small = replace(network, calibration=few, _seen=None)
         # means of the same samples as the look's, so that chance cancels; covariances of all
@@ -169,10 +171,10 @@ class Scorer:
     def _dense_is_binary(self) -> bool:
         return self.task.metric.higher_is_better and is_binary(self._dense[0])
 
-    def _answers(self, compressed: Compressed) -> Any:
+    def _answers(self, compressed: Compressed, checked: bool = False) -> Answers:
         from .answers import Answers
 
-        return Answers(compressed, self.task.metric, self.runtime)
+        return Answers(compressed, self.task.metric, self.runtime, checked)
 
     # -- giving up
 
@@ -184,7 +186,10 @@ class Scorer:
 
         rest = torch.arange(HARDEST, len(ordered), step)[:OTHERS]
         part = ordered[torch.cat([torch.arange(HARDEST), rest])]
-        found: Tensor = self._answers(compressed).scores(part).double()
+        # a look that decides little need not doubt a runtime that agreed before
+        answers = self._answers(compressed, self._agreed)
+        found = answers.scores(part).double()
+        self._agreed = answers.runtime
         return found
 
     def _hopeless(self, look: Tensor, bar: float) -> bool:
