@@ -62,7 +62,8 @@ def plain_int8(setup: Setup, base: bytes) -> bytes:
     """onnxruntime's own static quantisation of the folded float network."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises pre-processing, which a folded network does not need
+    # It advises pre-processing, which a folded network does not need.
+    logging.getLogger().setLevel(logging.ERROR)
     names = setup.space.structure.graph.inputs
     samples = [x[:256] for x in setup.task.calibration]
 

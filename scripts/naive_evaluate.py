@@ -118,7 +118,8 @@ class Naive:
             _replace(net, block, nn.ReLU())
         self._weighted(net, policy, weights)
         net = net.eval()
-        return net.to(memory_format=torch.channels_last) if self.choice.channels_last else net
+        moved: Any = net  # torch's stubs lack memory_format
+        return moved.to(memory_format=torch.channels_last) if self.choice.channels_last else net
 
     def _weighted(self, net: nn.Module, policy: ResolvedPolicy, weights: dict[str, Tensor]) -> None:
         skeleton = self.network.skeletons.of(policy)
@@ -157,7 +158,7 @@ class Naive:
 
         skeleton = self.network.skeletons.of(policy)
         kept = kept_indices(self.network.evidence, policy.kept, policy.criterion)
-        done = []
+        done: list[Callable[[], None]] = []
         for node in _shifted(skeleton.unfolded, self.network.structure):
             module: Any = net.get_submodule(self.network.structure.layer_of_node[node.name].name)
             module = module[-1] if isinstance(module, nn.Sequential) else module
@@ -242,7 +243,12 @@ def _layer(node: Any, weights: dict[str, Tensor], like: nn.Module) -> Any:
     else:
         a = node.attrs
         made = nn.Conv2d(
-            weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), a["stride"], a["padding"], bias=False
+            weight.shape[1],
+            weight.shape[0],
+            (weight.shape[2], weight.shape[3]),
+            a["stride"],
+            a["padding"],
+            bias=False,
         )
     made.weight = nn.Parameter(weight.clone())
     return made
@@ -255,7 +261,7 @@ def _folded(traced: fx.GraphModule) -> fx.GraphModule:
             continue
         before: Any = node.args[0]
         conv, norm = modules[str(before.target)], modules[str(node.target)]
-        _replace(traced, str(before.target), fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var]
+        _replace(traced, str(before.target), fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.recompile()
