@@ -214,7 +214,8 @@ class Naive:
             x = inputs[0]
             delta = error @ x.mean([d for d in range(x.dim()) if d != 1])
             m.bias = nn.Parameter(m.bias - delta)
-            return y - delta.reshape([-1 if d == 1 else 1 for d in range(y.dim())])
+            found: Tensor = y - delta.reshape([-1 if d == 1 else 1 for d in range(y.dim())])
+            return found
 
         if module.bias is not None:
             handle = module.register_forward_hook(correct)
