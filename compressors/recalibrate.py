@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 #: Samples a chunk: a few megabytes of activations in small networks.
 CHUNK = 64
 
+#: Operations that write their result to new memory, and those that keep no reference to what they read.
+_FRESH = frozenset({"conv", "conv_transpose", "linear", "batch_norm", "add"})
+_READING = frozenset({*_FRESH, "relu", "mul", "mean", "max_pool", "avg_pool"})
+
 #: (mean, variance) per channel.
 Moments = tuple[Tensor, Tensor]
 _Step = tuple[int, Node, tuple[str, ...]]
@@ -103,6 +107,8 @@ class _Pass:
             if n.op == "batch_norm" and not stored:
                 self.normalised.setdefault(n.inputs[0], []).append(n)
         self.watched = {*self.normalised, *wanted}
+        self.owned = _owned(graph)
+        self.scratch: dict[object, Tensor] = {}
         self.values: dict[str, list[Tensor]] = {}
         self.sizes: list[int] = []
 
@@ -137,7 +143,7 @@ class _Pass:
         for c, batch in enumerate(self.sizes):
             local = {t: parts[c] for t, parts in self.values.items()}
             for i, node, dead in steps:
-                for name, value in zip(node.outputs, self._computed(node, local, batch), strict=False):
+                for name, value in zip(node.outputs, self._computed(node, local, batch, dead), strict=False):
                     local[name] = value
                     if name in self.watched:
                         seen.setdefault(name, []).append(self._moments(node, name, value))
@@ -153,17 +159,30 @@ class _Pass:
         for name, chunks in seen.items():
             self._finish(name, chunks)
 
-    def _computed(self, node: Node, local: dict[str, Tensor], batch: int) -> Sequence[Tensor]:
+    def _computed(
+        self, node: Node, local: dict[str, Tensor], batch: int, dead: Sequence[str]
+    ) -> Sequence[Tensor]:
         if node.op == "batch_norm" and not self.stored:
             _, scale, offset, _, _ = node.inputs
             mean, var = self.moments[node.inputs[0]]
             x, eps = local[node.inputs[0]], node.attrs["eps"]
             return (F.batch_norm(x, mean, var, self.weights[scale], self.weights[offset], False, 0.0, eps),)
+        first = node.inputs[0]
+        if node.op in ("relu", "add") and first in dead and first in self.owned:
+            # memory that nobody reads again: a fresh tensor of megabytes costs more than the operation
+            x, others = local[first], [local[t] for t in node.inputs[1:] if t in local]
+            if node.op == "relu":
+                return (x.relu_(),)
+            if others and others[0].shape == x.shape and others[0].dtype == x.dtype:
+                return (x.add_(others[0]),)
         return compute(self.graph, node, local, self.weights, batch)
 
     def _moments(self, node: Node, tensor: str, value: Tensor) -> Moments:
         if tensor in self.normalised:
-            return moments(value, 1)
+            key = (value.shape, value.stride())
+            if key not in self.scratch:
+                self.scratch[key] = torch.empty_like(value)
+            return moments(value, 1, self.scratch[key])
         mean = channel_mean(value, channel_axis(node))  # a bias needs no more
         return mean, mean.new_zeros(mean.shape)
 
@@ -217,13 +236,16 @@ class _Pass:
             self.network.prefixes.put(key, state, nbytes(parts))
 
 
-def moments(value: Tensor, axis: int) -> Moments:
-    """Mean and (biased) variance per channel of one chunk, in two passes as the data is in the cache."""
+def moments(value: Tensor, axis: int, scratch: Tensor | None = None) -> Moments:
+    """Mean and (biased) variance per channel of one chunk, in two passes as the data is in the cache.
+
+    ``scratch``: memory like ``value`` that may be written.
+    """
     axis %= value.dim()
     dims = [d for d in range(value.dim()) if d != axis]
     shape = [-1 if d == axis else 1 for d in range(value.dim())]
     mean = value.mean(dims)
-    return mean, (value - mean.reshape(shape)).square_().mean(dims)
+    return mean, torch.sub(value, mean.reshape(shape), out=scratch).square_().mean(dims)
 
 
 def combined(parts: Sequence[Moments], counts: Sequence[int]) -> Moments:
@@ -257,6 +279,18 @@ def _shifted(graph: Graph, structure: Structure) -> list[Node]:
         and n.inputs[2]
         and not _feeds_norm(graph, n)
     ]
+
+
+def _owned(graph: Graph) -> frozenset[str]:
+    """Activations in memory of their own, which no view shares and no cache keeps."""
+    kept = {*graph.inputs, *graph.outputs, *narrow_points(graph).values()}
+    return frozenset(
+        n.outputs[0]
+        for n in graph.nodes
+        if n.op in _FRESH
+        and n.outputs[0] not in kept
+        and not any(r.op not in _READING for r in graph.consumers.get(n.outputs[0], ()))
+    )
 
 
 def _feeds_norm(graph: Graph, node: Node) -> bool:

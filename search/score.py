@@ -92,6 +92,9 @@ class Scorer:
     def __init__(self, task: Task, network: Network, numerics: Numerics, runtime: bool = True) -> None:
         from compressors.apply import fast_layout
 
+        from .memory import keep_freed_memory
+
+        keep_freed_memory()
         self.task = task
         self.network = network
         self.numerics = numerics
