@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
 
-from .errors import TailorbirdError
 from .score import Score, Scorer
 from .task import Task, TaskSpec, load_task
 
@@ -69,7 +69,7 @@ class Evaluator(ABC):
 def _attempt(scorer: Scorer, job: Job) -> Finished:
     try:
         return Finished(job, scorer.score(job.policy, job.bar))
-    except (ArithmeticError, RuntimeError, ValueError, TailorbirdError) as problem:
+    except Exception as problem:  # a user's metric may raise anything; one policy is not the run
         line = str(problem).strip().splitlines()
         return Finished(job, None, f"{type(problem).__name__}: {line[0] if line else ''}"[:300])
 
@@ -106,36 +106,62 @@ def _work(job: Job) -> Finished:
 
 
 class ProcessEvaluator(Evaluator):
-    """Worker processes, each with the task rebuilt from its spec."""
+    """Worker processes, each with the task rebuilt from its spec.
+
+    When a worker dies, all are started anew and the jobs under way go out again, one at a time until the
+    culprit is known.
+    """
 
     def __init__(self, spec: TaskSpec, numerics: Numerics, workers: int, threads: int = 1) -> None:
+        self.workers = workers
+        self._arguments = (spec, numerics, threads)
+        self._pool = self._started()
+        self._jobs: dict[Future[Finished], Job] = {}
+        self._suspects: deque[Job] = deque()
+
+    def _started(self) -> ProcessPoolExecutor:
         import multiprocessing
 
-        self.workers = workers
-        self._pool = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(spec, numerics, threads),
-        )
-        self._jobs: dict[Future[Finished], Job] = {}
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, context, initializer=_start, initargs=self._arguments)
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        if self._suspects:
+            self._suspects.extend(jobs)
+            return
         for job in jobs:
+            self._send(job)
+
+    def _send(self, job: Job) -> None:
+        try:
             self._jobs[self._pool.submit(_work, job)] = job
+        except BrokenProcessPool:  # a worker died since; `completed` hears of it from the jobs under way
+            self._suspects.append(job)
 
     def completed(self) -> list[Finished]:
-        if not self._jobs:
-            return []
-        done, _ = wait(self._jobs, return_when=FIRST_COMPLETED)
-        return [self._result(f, self._jobs.pop(f)) for f in done]
+        while self._jobs or self._suspects:
+            alone = bool(self._suspects) and not self._jobs
+            if alone:
+                self._send(self._suspects.popleft())
+            done, _ = wait(self._jobs, return_when=FIRST_COMPLETED)
+            found = [f.result() for f in done if f.exception() is None]
+            died = [f for f in done if f.exception() is not None]
+            if died:
+                jobs = [self._jobs.pop(f) for f in list(self._jobs) if f in died or not f.done()]
+                self._restart()
+                if alone:
+                    found += [Finished(job, None, "the worker died of it") for job in jobs]
+                else:
+                    self._suspects.extendleft(reversed(jobs))
+            for f in done:
+                self._jobs.pop(f, None)
+            if found:
+                return found
+        return []
 
-    @staticmethod
-    def _result(future: Future[Finished], job: Job) -> Finished:
-        problem = future.exception()
-        if problem is None:
-            return future.result()
-        return Finished(job, None, f"the worker died: {type(problem).__name__}")
+    def _restart(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._started()
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -163,7 +189,7 @@ class RayEvaluator(Evaluator):
                 logging_level=logging.ERROR,
                 configure_logging=False,
             )
-        actor: Any = ray.remote(num_cpus=1, max_restarts=2, max_task_retries=2)(_RayWorker)
+        actor: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=1)(_RayWorker)
         self._actors: list[Any] = [actor.remote(spec, numerics, threads) for _ in range(workers)]
         self._idle = deque(range(workers))
         self._queue: deque[Job] = deque()
