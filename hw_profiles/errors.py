@@ -48,3 +48,9 @@ class MeasurementError(HwProfilesError):
     """A network that the runtime could not load or run."""
 
     exit_code = 3
+
+
+class DeviceError(HwProfilesError):
+    """A device that cannot be reached, refuses, answers nonsense, or measures too unsteadily."""
+
+    exit_code = 5

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from hw_profiles.devices.contract import KernelRecord
 from hw_profiles.errors import MeasurementError
 from hw_profiles.kernel import ASYMMETRIC, CONV_OPS, MATMUL_OPS, KernelBatch, KernelKind, make_batch
 from hw_profiles.measure import Inputs, made_up_inputs, session_options
@@ -62,6 +63,11 @@ def execute(model: bytes | Path, inputs: Inputs | None = None, runs: int = 1, th
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimised = onnx.load(options.optimized_model_filepath)
     return _join(optimised, events, runs)
+
+
+def read_record(record: KernelRecord) -> Execution:
+    """Kernels and their times from what a device recorded."""
+    return _join(onnx.load_from_string(record.optimised), record.events, record.runs)
 
 
 def _join(optimised: onnx.ModelProto, events: Iterable[Mapping[str, Any]], runs: int) -> Execution:
