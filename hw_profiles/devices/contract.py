@@ -50,7 +50,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Work:
-    """One network to be measured: at least `runs` timed runs after a warm-up, over `rounds` interleaved rounds.
+    """One network to be measured: `runs` timed runs or more over `rounds` interleaved rounds.
 
     `inputs` feeds it; None lets the device make up standard-normal values of seed 0. `kernels` asks for the
     runtime's own record of every kernel too, `answers` for the outputs of the first run, `memory` for the
@@ -166,7 +166,7 @@ class Device(ABC):
 
     @abstractmethod
     def measure(self, works: Sequence[Work]) -> Iterator[Sample]:
-        """Samples of the works, in any order, each as soon as it is known; interleaved where more than one."""
+        """Samples of the works in any order, each as soon as it is known; interleaved where several."""
 
     def close(self) -> None:
         """Leave nothing behind."""
