@@ -183,11 +183,20 @@ def reduced(
 
     ``weights``: as in `compress`.
     """
+    return reduced_network(network, policy, weights)[1]
+
+
+@torch.no_grad()
+def reduced_network(
+    network: Network, policy: ResolvedPolicy, weights: dict[str, Tensor] | None = None
+) -> tuple[Graph, dict[str, Tensor]]:
+    """The float network with its batch-norms, and the weights as of `reduced`."""
     skeleton = network.skeletons.of(policy)
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
     weights = shrunk(network, policy) if weights is None else dict(weights)
     unfolded = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
-    return recalibrate(unfolded, weights, network, kept, changed=_is_reduced(network, policy))
+    found = recalibrate(unfolded, weights, network, kept, changed=is_reduced(network, policy))
+    return unfolded, found
 
 
 @torch.no_grad()
@@ -210,7 +219,8 @@ def round_folded(
     return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton, network.rounded)
 
 
-def _is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
+def is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
+    """Whether a policy prunes, factorises or removes anything, so that statistics must be found anew."""
     cut = any(policy.kept.get(g.name, g.size) < g.size for g in network.structure.groups)
     return cut or bool(policy.factors) or bool(policy.removed)
 
@@ -417,9 +427,11 @@ __all__ = [
     "finish",
     "fitted",
     "fold",
+    "is_reduced",
     "quantized",
     "recalibrate",
     "reduced",
+    "reduced_network",
     "round_folded",
     "shrunk",
 ]

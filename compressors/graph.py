@@ -115,6 +115,18 @@ class Graph:
         """Node name to node."""
         return {n.name: n for n in self.nodes}
 
+    @cached_property
+    def topology(self) -> dict[str, Any]:
+        """What others worked out from the nodes alone; shared by graphs that differ in sizes only."""
+        return {}
+
+    def resized(self, tensors: Mapping[str, TensorType], params: Mapping[str, TensorType]) -> Graph:
+        """The same nodes with other types, which need not be put in order anew."""
+        made = Graph(self.nodes, self.inputs, self.outputs, tensors, params, self.fixed_batch)
+        known = ("topology", "producer", "consumers", "by_name")
+        made.__dict__.update({name: getattr(self, name) for name in known})
+        return made
+
     def type_of(self, tensor: str) -> TensorType:
         """Type of an activation or a parameter."""
         found = self.tensors.get(tensor)
@@ -177,7 +189,10 @@ class DimSize:
 
     def at(self, kept: Mapping[str, int]) -> int:
         """The size (per batch unit) once each group keeps ``kept[group]`` channels."""
-        return self.const + sum(m * kept[g] for g, m in self.mult)
+        size = self.const
+        for g, m in self.mult:
+            size += m * kept[g]
+        return size
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ cached; sizes stay symbolic in channels kept and ranks. `concrete` fills them in
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -282,14 +281,15 @@ def concrete(graph: Graph, skeleton: Skeleton, values: Mapping[str, int]) -> Gra
     """A graph of the skeleton with real sizes: types, groups of depthwise layers, ends of slices."""
 
     def sized(name: str, kind: TensorType) -> TensorType:
-        return dataclasses.replace(
-            kind, shape=tuple(-d.at(values) if d.batch else d.at(values) for d in skeleton.sizes[name])
-        )
+        sizes = skeleton.sizes[name]
+        return TensorType(tuple([-d.at(values) if d.batch else d.at(values) for d in sizes]), kind.dtype)
 
     tensors = {t: sized(t, k) for t, k in graph.tensors.items()}
     params = {p: sized(p, k) for p, k in graph.params.items()}
     nodes = []
+    same = True
     for n in graph.nodes:
+        before = n
         if n.op == "conv" and n.attrs["groups"] > 1:
             groups = tensors[n.inputs[0]].shape[1] // params[n.inputs[1]].shape[1]
             n = n.with_(attrs={**n.attrs, "groups": groups})
@@ -299,6 +299,9 @@ def concrete(graph: Graph, skeleton: Skeleton, values: Mapping[str, int]) -> Gra
             start, end = skeleton.slice_ends[n.name]
             n = n.with_(attrs={**n.attrs, "start": start.at(values), "end": end.at(values)})
         nodes.append(n)
+        same = same and n is before
+    if same:
+        return graph.resized(tensors, params)
     return Graph(tuple(nodes), graph.inputs, graph.outputs, tensors, params, graph.fixed_batch)
 
 
