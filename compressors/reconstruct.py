@@ -186,12 +186,14 @@ class _Reader:
         w = self.weight[:, at].transpose(0, 1)  # (units, rows, places)
         inner = self.inverse[at[:, :, None], at[:, None, :]]
         solved = torch.linalg.solve(inner, w.transpose(1, 2) @ w)
-        return solved.diagonal(dim1=1, dim2=2).sum(1) / self.total
+        errors: Tensor = solved.diagonal(dim1=1, dim2=2).sum(1)
+        return errors / self.total
 
     def _cost(self, places: Tensor) -> Tensor:
         w = self.weight[:, places]
         inner = self.inverse[places][:, places]
-        return torch.linalg.solve(inner, w.T @ w).diagonal().sum()
+        error: Tensor = torch.linalg.solve(inner, w.T @ w).diagonal().sum()
+        return error
 
     def remove(self, unit: int) -> None:
         """Take a unit away: the rest takes over its part, its rows leave the inverse covariance."""
