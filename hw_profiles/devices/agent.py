@@ -46,6 +46,8 @@ FRAME_LIMIT = 512 << 20
 #: A worker that shows no sign of life for so long is ended; one run of one network takes less.
 PATIENCE_SECONDS = 180.0
 _WARM_UP_SECONDS = 1.0
+#: A request waits so long for the job before it: one that was given up half-way is about to end.
+_BUSY_SECONDS = 10.0
 #: Number types that arrays may have: name of numpy -> onnxruntime.
 DTYPES = {
     "float32": "tensor(float)", "float64": "tensor(double)", "float16": "tensor(float16)",
@@ -647,7 +649,7 @@ def serve(
                 return self._refuse(411, "no Content-Length")
             if int(size) > limit:
                 return self._refuse(413, f"{size} bytes; the limit is {limit}")
-            if not busy.acquire(blocking=False):
+            if not busy.acquire(timeout=_BUSY_SECONDS):
                 return self._refuse(409, "another job is running; try again when it is done")
             try:
                 self._answer(int(size))

@@ -68,10 +68,11 @@ class SimulatedDevice(Device):
             what = self.trouble.get(number)
             if what in ("unplugged", "crashed"):
                 raise DeviceError(f"{self._facts.device} is gone: {what} at sample {number}")
-            if what == "failed":
-                yield Sample(work.key, self.unit, work.threads, error="it does not run here")
-                continue
-            yield self._sample(work, number, what)
+            error = "it does not run here" if what == "failed" else _unreadable(work.model)
+            if error:
+                yield Sample(work.key, self.unit, work.threads, error=error)
+            else:
+                yield self._sample(work, number, what)
 
     def _sample(self, work: Work, number: int, what: Trouble | None) -> Sample:
         count = max(1, work.runs // work.rounds) * work.rounds
@@ -117,6 +118,15 @@ class SimulatedDevice(Device):
         return KernelRecord(
             optimised, tuple({**event, "dur": (event["dur"] + 1) * scale} for event in events), 1
         )
+
+
+def _unreadable(model: bytes) -> str:
+    import onnx
+
+    try:
+        return "" if onnx.load_from_string(model).graph.node else "the model has no nodes"
+    except Exception as error:
+        return f"no model: {str(error).splitlines()[0]}"
 
 
 __all__ = ["SimulatedDevice", "Trouble", "Truth", "by_size"]

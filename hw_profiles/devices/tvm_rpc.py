@@ -7,7 +7,10 @@ cross-checks answers, not a stand-in for another runtime's latency.
 
 from __future__ import annotations
 
+import gc
+import queue
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +35,9 @@ TARGETS: dict[str, tuple[dict[str, Any] | str, str | None]] = {
         ("raspberry-pi-5", "cortex-a76"),
     )
 }
-_SESSION_SECONDS = 600
+_CONNECT_SECONDS = 20.0
+#: A server ends a session after so long, whatever it does; every call of `measure` is one.
+_SESSION_SECONDS = 3600
 
 
 @dataclass
@@ -93,6 +98,7 @@ class TvmRpcDevice(Device):
 
     def measure(self, works: Sequence[Work]) -> Iterator[Sample]:
         """Compile, send, and time the works interleaved; those of other threads in turn."""
+        self.close()
         for threads in sorted({work.threads for work in works}):
             yield from self._measured([work for work in works if work.threads == threads], threads)
 
@@ -105,7 +111,7 @@ class TvmRpcDevice(Device):
                 try:
                     inputs = self._compile(work, library)
                 except Exception as error:
-                    text = f"TVM cannot compile it: {plain(str(error).strip().splitlines()[-1:][0])}"
+                    text = f"TVM cannot compile it: {_last_line(error)}"
                     yield Sample(work.key, self.unit, threads, error=text)
                     continue
                 with self._mind():
@@ -189,17 +195,26 @@ class TvmRpcDevice(Device):
                 from tvm import rpc
             except ImportError as error:
                 raise DeviceError(f"TVM RPC needs apache-tvm: {error}") from error
+            found: queue.Queue[Any] = queue.Queue()
+
+            def connect() -> None:
+                try:
+                    options = {"key": self._key, "session_timeout": _SESSION_SECONDS}
+                    found.put(rpc.connect(self._host, self._port, **options))
+                except Exception as error:
+                    found.put(error)
+
+            threading.Thread(target=connect, daemon=True).start()  # it knows no time limit of its own
             try:
-                self._session = rpc.connect(
-                    self._host, self._port, key=self._key, session_timeout=_SESSION_SECONDS
-                )
-            except Exception as error:
-                self._session = None
-                why = plain(str(error).strip().splitlines()[-1] if str(error).strip() else repr(error))
+                session = found.get(timeout=_CONNECT_SECONDS)
+            except queue.Empty:
+                session = TimeoutError("no answer; it serves one at a time, and somebody else may be there")
+            if isinstance(session, Exception):
                 raise DeviceError(
-                    f"cannot reach the TVM RPC server at {self.where}: {why}. "
+                    f"cannot reach the TVM RPC server at {self.where}: {_last_line(session)}. "
                     "Start it there with `python -m tvm.exec.rpc_server`."
-                ) from error
+                ) from session
+            self._session = session
         return self._session
 
     def _mind(self) -> _Mind:
@@ -207,7 +222,9 @@ class TvmRpcDevice(Device):
 
     def close(self) -> None:
         """Hang up; the server then removes what was sent."""
-        self._session = None
+        if self._session is not None:
+            self._session = None
+            gc.collect()  # a session ends with the last object that lives over there, cycles included
 
 
 class _Mind:
@@ -222,8 +239,11 @@ class _Mind:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, DeviceError):
             self._device.close()
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise DeviceError(f"{self._device.where} is gone: {plain(last)}") from error
+            raise DeviceError(f"{self._device.where} is gone: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return plain((str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
 __all__ = ["TARGETS", "TvmRpcDevice"]

@@ -1,4 +1,4 @@
-"""Real servers on loopback: the agent over HTTP, SSH with keys of its own, and one that answers as it likes."""
+"""Real servers on loopback: the agent over HTTP, SSH with its own keys, one that answers as it likes."""
 
 from __future__ import annotations
 
