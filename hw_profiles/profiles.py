@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import io
 import os
 import re
 import tempfile
@@ -18,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 from hw_profiles.devices.contract import STABLE_WITHIN, DeviceFacts, Unit
 from hw_profiles.devices.replies import FactsReply
@@ -229,14 +229,15 @@ class ProfileStore:
         path = self.path(facts, threads)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a+b") as file, _locked(file):
+            with path.open("a+b", buffering=0) as file, _locked(file):
                 size = _whole_lines(file)
                 content = lines_of(rows)
                 if not size:
                     content = lines_of([Profile(facts, threads, unit).header]) + content
                 try:
-                    file.write(content)
-                    file.flush()
+                    left = memoryview(content)
+                    while left:
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
                     with contextlib.suppress(OSError):
@@ -296,7 +297,7 @@ def _slug(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(file: IO[bytes]) -> Iterator[None]:
+def _locked(file: io.FileIO) -> Iterator[None]:
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
@@ -304,7 +305,7 @@ def _locked(file: IO[bytes]) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _whole_lines(file: IO[bytes]) -> int:
+def _whole_lines(file: io.FileIO) -> int:
     """Bytes of the file; a last line that was cut short is taken off first."""
     size = file.seek(0, os.SEEK_END)
     position, tail = size, b""
