@@ -175,9 +175,9 @@ class _Profiling:
                     throttled |= bool(sample.after.throttled)
                     if self._settled(sample, works[sample.key], unsteady):
                         del waiting[sample.key]
+                        lost = 0
                     if self._stopped():
                         return
-                lost = 0
             except StoreError:
                 raise
             except DeviceError as error:

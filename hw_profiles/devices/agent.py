@@ -39,6 +39,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# Wheels of onnxruntime report their use to its makers and leave files in home and temporary folders, unless
+# told not to before they load (Privacy.md of onnxruntime 1.32).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 MAGIC = b"TBF1"
 #: Bytes of a head and of a whole frame, at most. Networks for small boards have some ten MB.
 HEAD_LIMIT = 64 << 20
@@ -527,6 +531,7 @@ class Jobs:
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     cwd=folder,
+                    env={**os.environ, "TMPDIR": folder},
                     start_new_session=True,  # Ctrl-C is for whoever started us
                 )
             self._worker, done = worker, False
@@ -624,6 +629,18 @@ def stdio(jobs: Jobs, source: BinaryIO, sink: BinaryIO) -> None:
             write_frame(sink, head, blobs)
 
 
+class _Bounded:
+    """No more of a stream than so many bytes."""
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def read(self, size: int) -> bytes:
+        part = bytes(self._stream.read(min(size, self._left)))
+        self._left -= len(part)
+        return part
+
+
 def serve(
     token: str, bind: str = "127.0.0.1", port: int = 0, *, force: bool = False, limit: int = FRAME_LIMIT
 ) -> Any:
@@ -666,7 +683,7 @@ def serve(
 
         def _answer(self, size: int) -> None:
             try:
-                frame = read_frame(self.rfile, min(limit, max(size - 8, 0)))
+                frame = read_frame(_Bounded(self.rfile, size), limit)
             except (FrameError, OSError) as error:
                 return self._refuse(400, str(error))
             if frame is None:
