@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hw_profiles.devices import agent
 from hw_profiles.devices.agent import Runner, interleave, made_up_inputs, session_options
-from hw_profiles.devices.contract import STABLE_WITHIN
+from hw_profiles.devices.contract import STABLE_WITHIN, Sample
 from hw_profiles.errors import MeasurementError
 
 Inputs = Mapping[str, NDArray[np.generic]]
@@ -109,6 +109,28 @@ def _judge(runner: Runner, threads: int, peak: int | None) -> Measurement:
     )
 
 
+def measurement_of(sample: Sample) -> Measurement:
+    """A device's sample, judged. Raises MeasurementError for one that failed or counts instructions."""
+    if sample.error or sample.unit != "ms" or not sample.wall:
+        why = sample.error or f"{sample.unit} are no time"
+        raise MeasurementError(f"no latency of {sample.key!r}: {why}")
+    stable, why = sample.verdict()
+    wall, cpu = np.array(sample.wall), np.array(sample.cpu)
+    return Measurement(
+        threads=sample.threads,
+        runs=len(wall),
+        cpu_min_ms=float(cpu.min()) if len(cpu) else None,
+        cpu_median_ms=float(np.median(cpu)) if len(cpu) else None,
+        wall_min_ms=float(wall.min()),
+        wall_p50_ms=float(np.median(wall)),
+        wall_p95_ms=float(np.quantile(wall, 0.95)),
+        load_ms=sample.load_ms or 0.0,
+        peak_memory_bytes=sample.peak_memory_bytes,
+        stable=stable,
+        why=why,
+    )
+
+
 def peak_memory(model: bytes | Path, threads: int = 1) -> int:
     """Bytes that loading and running a network adds to the peak of a fresh process that has onnxruntime."""
     with tempfile.TemporaryDirectory() as folder:
@@ -126,6 +148,7 @@ __all__ = [
     "Measurement",
     "made_up_inputs",
     "measure_latency",
+    "measurement_of",
     "peak_memory",
     "session_options",
 ]

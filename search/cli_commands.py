@@ -117,16 +117,31 @@ def apply(
 
 def measure(
     what: Annotated[str, typer.Argument(help="A run, or an ONNX file.", metavar="RUN|FILE")],
+    host: flags.Host = None,
+    token: flags.Token = None,
+    soak: Annotated[
+        str | None, typer.Option(help="Run so long first: 60s on a --host, 0 here.", metavar="TIME")
+    ] = None,
+    accept_unstable: flags.AcceptUnstable = False,
     threads: flags.Threads = None,
     batch: flags.Batch = None,
     json_: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Time a run's networks, or an ONNX file, on this machine."""
+    """Time a run's networks, or an ONNX file, on this machine or on a --host."""
     from search import engine
     from search.console import render_measurement
+    from search.units import parse_seconds
 
-    found = engine.measure_run(what, threads=threads, batch=batch)
+    found = engine.measure_run(
+        what,
+        threads,
+        batch,
+        host,
+        token,
+        None if soak is None else parse_seconds(soak, "--soak"),
+        accept_unstable,
+    )
     answer(found, lambda: render_measurement(found))
 
 

@@ -33,9 +33,9 @@ LIMITS: Mapping[str, str] = {
     "max_macs": "macs",
 }
 #: What concerns one call and not the search; not stored.
-ONE_CALL = ("out", "resume", "dry_run")
+ONE_CALL = ("out", "resume", "dry_run", "token")
 #: What may change when a run is resumed. All else is the goal, which may not.
-MAY_CHANGE = ("evaluations", "timeout", "recover", "workers", "measure", *ONE_CALL)
+MAY_CHANGE = ("evaluations", "timeout", "recover", "workers", "measure", "host", "accept_unstable", *ONE_CALL)
 
 
 class RunConfig(BaseModel):
@@ -77,7 +77,10 @@ class RunConfig(BaseModel):
 
     threads: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
     batch: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
-    measure: Measure | None = Field(None, description="what is timed; final where the target is this machine")
+    host: str | None = Field(None, description="where the device is: user@host, or http://host:port")
+    token: str | None = Field(None, description="of the agent at an http:// host; or TAILORBIRD_TOKEN")
+    measure: Measure | None = Field(None, description="what is timed; front where a device is at hand")
+    accept_unstable: bool = Field(False, description="keep measurements that do not repeat")
 
     out: str | None = Field(None, description="exactly this folder")
     resume: str | None = Field(None, description="go on with this run")

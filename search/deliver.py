@@ -15,7 +15,7 @@ from .runfolder import MODEL, POLICY, WEIGHTS, RunFolder
 from .score import Score, interval, score_compressed
 from .setup import Setup
 from .stored import to_bytes
-from .timing import Stopwatch, is_here, measure_models
+from .timing import Stopwatch, measure_models, measures
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _check_kernels(setup: Setup, candidate: Candidate, model: bytes, event: Call
 
 
 def _timed(setup: Setup, candidate: Candidate, model: bytes, watch: Stopwatch) -> dict[str, Measurement]:
-    """The delivered file beside the uncompressed and the all-integer one, interleaved, on this machine."""
-    if not is_here(setup) or setup.config.measure == "never":
+    """The delivered file beside the uncompressed and the all-integer one, interleaved, on the device."""
+    if not measures(setup):
         return {}
     from compressors.apply import compress
 

@@ -43,9 +43,9 @@ from .runfolder import (
 )
 from .setup import Setup, load_setup
 from .stored import to_bytes
-from .study import Study, outcome_of, repriced
+from .study import Study, outcome_of
 from .threads import single_threaded
-from .timing import Stopwatch, first_policies, is_here
+from .timing import Stopwatch, first_policies, measures
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -54,6 +54,11 @@ if TYPE_CHECKING:
 #: Networks of the front that are timed between search and recovery, and how often the search may go on.
 TIMED = 6
 ROUNDS = 3
+#: Parts of an active study, between which its front is timed; networks timed at a time; and how often the
+#: front is timed until no point of it is only predicted.
+PARTS = 4
+TOGETHER = 12
+SWEEPS = 8
 
 
 @dataclass
@@ -102,7 +107,7 @@ def run(
     setup = load_setup(config, task)
     if stop is not None and stop.is_set():
         raise StoppedError("stopped in set-up: nothing new was evaluated.", "Start it again.")
-    if config.measure == "never" or not is_here(setup):  # else once prices are corrected
+    if not measures(setup):  # else once prices are corrected
         require_feasible(setup.problem)
     known = warm.earlier(setup) if config.resume is None else []
     folder, journal = _opened(setup)
@@ -119,11 +124,13 @@ def run(
         backing = _backing(setup)
         show.header(header_lines(summary.document(setup, facts, None, backing)))
         study, baselines = _study(this, known)
-        _search(this, study, config.evaluations)
         candidates: list[Candidate] = []
         delivered: Delivered | None = None
+        with study.evaluator:
+            _search(this, study, config.evaluations)
+            chosen = [] if this.stopped or config.dry_run else _timed_shortlist(this, study)
         if not this.stopped and not config.dry_run:
-            candidates = _candidates(this, study)
+            candidates = _candidates(this, chosen)
         if candidates and not this.stopped:
             delivered = _delivered(this, candidates)
         results = _results(this, study, baselines, candidates, delivered, started)
@@ -188,7 +195,7 @@ def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
 
 def _time_first(this: _Run) -> None:
     """Where the target is this machine, correct the prices before anything is searched."""
-    if is_here(this.setup) and this.setup.config.measure != "never":
+    if measures(this.setup):
         start = time.perf_counter()
         this.watch.time(first_policies(this.setup))
         this.timings["measure"] = time.perf_counter() - start
@@ -240,11 +247,22 @@ def _study(
 
 def _search(this: _Run, study: Study, evaluations: int) -> None:
     start = time.perf_counter()
-    this.progress.start(evaluations, len(study.entries), this.setup.task.metric.unit)
     config = this.setup.config
     total = 1 if config.dry_run else evaluations
-    with study.evaluator:
-        study.run(total, config.timeout_seconds, this.stop, this.progress)
+    active = config.measure == "active" and measures(this.setup) and not config.dry_run
+    this.progress.start(total, len(study.entries), this.setup.task.metric.unit)
+    step = -(-total // PARTS) if active else total
+    while not this.stopped:
+        until = min(total, len(study.entries) + step)
+        left = (
+            None if config.timeout_seconds is None else config.timeout_seconds - time.perf_counter() + start
+        )
+        study.run(until, left, this.stop, this.progress)
+        late = left is not None and time.perf_counter() - start > (config.timeout_seconds or 0.0)
+        if len(study.entries) >= total or study.exhausted or this.stopped or late:
+            break
+        if this.watch.time(this.watch.untimed(study.outcomes, TOGETHER)):
+            _renew(this, study)
     this.progress.close()
     if this.stopped:
         this.journal.append("interrupted", {"evaluated": len(study.entries)})
@@ -253,36 +271,25 @@ def _search(this: _Run, study: Study, evaluations: int) -> None:
     this.timings["search"] = this.timings.get("search", 0.0) + time.perf_counter() - start
 
 
-def _more(this: _Run, study: Study) -> Study:
-    """Go on searching under corrected prices: a fresh agent learns all outcomes anew."""
-    setup = this.setup
-    agent = make_agent(setup.config.agent, setup.problem, setup.config.seed + 1)
-    study.problem = setup.problem
-    known = [*study.known, *study.entries]
-    fresh = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, setup.config.workers), None)
-    again = repriced(setup.problem, [e.outcome for e in known])
-    for i, (entry, outcome) in enumerate(zip(known, again, strict=True)):
-        if outcome.feasible and outcome.accuracy is not None:
-            s = entry.suggestion
-            fresh.learn(Suggestion(-1 - i, s.point, s.policy, s.origin), outcome)
-        else:
-            fresh.known.append(type(entry)(entry.suggestion, outcome))
-    _search(this, fresh, max(10, setup.config.evaluations // 4))
-    fresh.entries = [*(e for e in study.entries), *fresh.entries]
-    known_digests = {e.outcome.policy.digest for e in fresh.entries}
-    fresh.known = [e for e in fresh.known if e.outcome.policy.digest not in known_digests]
-    return fresh
+def _renew(this: _Run, study: Study) -> None:
+    """Go on under corrected prices."""
+    config = this.setup.config
+    seed = config.seed + 1 + len(study.entries)
+    study.renew(this.setup.problem, make_agent(config.agent, this.setup.problem, seed))
+
+
+def _more(this: _Run, study: Study) -> None:
+    """Search on under corrected prices, because nothing holds the budget yet."""
+    _renew(this, study)
+    _search(this, study, len(study.entries) + max(10, this.setup.config.evaluations // 4))
 
 
 # -- candidates
 
 
-def _candidates(this: _Run, study: Study) -> list[Candidate]:
-    """The shortlist, timed where the target is at hand, then recovered."""
+def _candidates(this: _Run, chosen: Sequence[Outcome]) -> list[Candidate]:
+    """The shortlist, recovered."""
     setup, config = this.setup, this.setup.config
-    chosen = _timed_shortlist(this, study)
-    if not chosen and this.stopped:
-        return []
     if not chosen:
         raise InfeasibleError(
             "no evaluated policy holds the budget; the search was too short.",
@@ -309,12 +316,14 @@ def _candidates(this: _Run, study: Study) -> list[Candidate]:
 
 def _timed_shortlist(this: _Run, study: Study) -> list[Outcome]:
     setup = this.setup
-    if not is_here(setup) or setup.config.measure == "never":
+    if not measures(setup):
         return shortlist(setup, study.outcomes, SHORTLIST)
     for _ in range(ROUNDS):
-        ranked = shortlist(setup, repriced(setup.problem, study.outcomes), TIMED)
+        study.reprice(setup.problem)
+        ranked = shortlist(setup, study.outcomes, TIMED)
         this.watch.time([o.policy for o in ranked])
-        holding = [o for o in ranked if this.watch.holds(o.policy)]
+        _time_front(this, study)
+        holding = [o for o in shortlist(setup, study.outcomes, TIMED) if _holds(this, o)]
         if holding or this.stopped:
             return holding[:SHORTLIST]
         this.event(
@@ -322,9 +331,29 @@ def _timed_shortlist(this: _Run, study: Study) -> list[Outcome]:
             f"none of {len(ranked)} predicted to hold {this.watch.limit_ms:.3f} ms does so when "
             "measured; prices corrected, the search goes on",
         )
-        extra = _more(this, study)
-        study.entries, study.known, study.problem = extra.entries, extra.known, extra.problem
+        _more(this, study)
     return []
+
+
+def _holds(this: _Run, outcome: Outcome) -> bool:
+    """Whether a policy was timed and holds the budget."""
+    return outcome.policy.digest in this.watch.seen and this.watch.holds(outcome.policy)
+
+
+def _time_front(this: _Run, study: Study) -> None:
+    """Time the front until no point of it is only predicted: corrected prices may bring new points."""
+    study.reprice(this.setup.problem)
+    if this.setup.config.measure == "final":
+        return
+    start = time.perf_counter()
+    for _ in range(SWEEPS):
+        missing = this.watch.untimed(study.outcomes, TOGETHER)
+        if not missing or this.stopped:
+            break
+        this.progress.note(f"measure  {len(missing)} networks of the front")
+        this.watch.time(missing)
+        study.reprice(this.setup.problem)
+    this.timings["measure"] = this.timings.get("measure", 0.0) + time.perf_counter() - start
 
 
 def _delivered(this: _Run, candidates: list[Candidate]) -> Delivered:
@@ -349,10 +378,8 @@ def _results(
 ) -> Results:
     setup = this.setup
     backing = _backing(setup)
-    study.problem = setup.problem
+    study.reprice(setup.problem)
     results = summary.document(setup, this.facts, study, backing)
-    for e, o in zip(study.entries, repriced(setup.problem, [e.outcome for e in study.entries]), strict=True):
-        object.__setattr__(e, "outcome", o)
     picked = None if delivered is None else delivered.candidate
     results["points"] = summary.points(setup, study, candidates, picked)
     results["picked"] = next((p["number"] for p in results["points"] if p["picked"]), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from .study import priced
 from .task import Task, load_task, prepared, score_network
 
 if TYPE_CHECKING:
+    from hw_profiles.devices.contract import Device
+
     from .config import RunConfig
 
 
@@ -44,6 +46,8 @@ class Setup:
     base_score: Score
     budget: Budget
     estimator: Estimator | None = None
+    device: Device | None = None
+    measured: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -72,23 +76,39 @@ class Setup:
         return table
 
     def costs(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
-        """Prices of many policies; with a risk, ``latency_high_ms`` is the bound at that confidence."""
-        table = dict(self.lowering.costs(policies))
+        """Prices of many policies, measured where they were; ``latency_high_ms`` is the bound of a risk."""
+        table = self.predicted(policies)
+        for i, policy in enumerate(policies if self.measured else ()):
+            ms = self.measured.get(policy.digest)
+            if ms is not None:  # a measurement is no estimate: it is the price, and its own bound
+                for name in ("latency_ms", "latency_low_ms", "latency_high_ms"):
+                    if name in table:
+                        table[name][i] = ms
+        return table
+
+    def predicted(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
+        """As `costs`, without regard to what was measured."""
+        table = {name: np.array(values) for name, values in self.lowering.costs(policies).items()}
         if self.config.risk is not None:
             table["latency_high_ms"] = table["latency_ms"] * self.lowering.predictor.quantile_factor(
                 self.config.risk
             )
         return table
 
-    def corrected(self, predictor: Predictor) -> None:
-        """Take a corrected predictor: prices, base costs and a relative budget follow."""
+    def corrected(self, predictor: Predictor, measured: Mapping[str, float] | None = None) -> None:
+        """Take a corrected predictor and latencies by policy digest: prices, base and budget follow."""
         self.lowering.predictor = predictor
+        self.measured.update(measured or {})
         self.base_costs = priced(self.costs, [self.base_policy])[0]
         self.budget = self.config.budget(self.base_costs)
 
     def priced(self, policy: ResolvedPolicy) -> dict[str, float]:
         """Costs of one policy by name."""
         return priced(self.costs, [policy])[0]
+
+    def predicted_of(self, policy: ResolvedPolicy) -> dict[str, float]:
+        """Costs of one policy by name, all predicted."""
+        return priced(self.predicted, [policy])[0]
 
 
 def base_policy_of(space: PolicySpace, target: Target) -> ResolvedPolicy:
@@ -141,12 +161,26 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         Score(mean, std, low, high, len(scores), 0.0),
         Budget(),
     )
+    setup.device = device_at_hand(config, target)
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
     if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template
         setup.estimator = Estimator.learned(space, lowering)
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
+
+
+def device_at_hand(config: RunConfig, target: Target) -> Device | None:
+    """Where networks of this target can be timed: this machine, what `--host` names, or nowhere."""
+    if target.name == "local" and config.host is None:
+        from hw_profiles.devices.local import LocalDevice
+
+        return LocalDevice()
+    if config.host is None:
+        return None
+    from hw_profiles.devices.opening import open_device
+
+    return open_device(target.name, config.host, config.token)
 
 
 def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
@@ -173,4 +207,4 @@ def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
             raise UsageError(f"--skip {pattern!r} matches no layer. {near}")
 
 
-__all__ = ["Setup", "base_policy_of", "load_setup"]
+__all__ = ["Setup", "base_policy_of", "device_at_hand", "load_setup"]

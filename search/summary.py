@@ -72,8 +72,13 @@ def measured(latency_ms: float, load_ms: float | None = None) -> dict[str, Numbe
 
 def network(setup: Setup, name: str, policy: ResolvedPolicy, score: Score | None) -> Network:
     """A baseline's entry."""
-    costs = setup.priced(policy)
-    entry = Network(name=name, costs=numbers(costs), feasible=not setup.budget.why_not(costs))
+    entry = Network(
+        name=name,
+        costs=numbers(setup.predicted_of(policy)),
+        feasible=not setup.budget.why_not(setup.priced(policy)),
+    )
+    if policy.digest in setup.measured:
+        entry["measured"] = measured(setup.measured[policy.digest])
     if score is not None:
         entry["validation"] = score_facts(score)
         entry["drop"] = setup.problem.drop(score.value)
@@ -109,7 +114,7 @@ def points(
             digest=o.policy.digest,
             picked=o.policy.digest == chosen,
             complete=not o.stopped_early,
-            costs=numbers(setup.priced(o.policy)),
+            costs=numbers(setup.predicted_of(o.policy)),
             policy=o.policy.to_dict(),
             feasible=not setup.budget.why_not(o.costs),
             validation=_outcome_score(setup, o),
@@ -119,6 +124,8 @@ def points(
         )
         if c is not None and c.recovered:
             point["searched"] = _outcome_score(setup, c.searched)
+        if o.policy.digest in setup.measured:
+            point["measured"] = measured(setup.measured[o.policy.digest])
         if o.policy.digest in numbered:
             point["evaluation"] = numbered[o.policy.digest]
         found.append(point)
