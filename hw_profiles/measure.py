@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +48,17 @@ class Measurement:
     def latency_ms(self) -> float:
         """The figure that repeats best: minimum CPU time with one thread, minimum wall time with several."""
         return self.cpu_min_ms if self.cpu_min_ms is not None else self.wall_min_ms
+
+    def scaled(self, factor: float) -> Measurement:
+        """The same in another unit of time: what a common network took then over what it takes now."""
+        return replace(
+            self,
+            cpu_min_ms=None if self.cpu_min_ms is None else self.cpu_min_ms * factor,
+            cpu_median_ms=None if self.cpu_median_ms is None else self.cpu_median_ms * factor,
+            wall_min_ms=self.wall_min_ms * factor,
+            wall_p50_ms=self.wall_p50_ms * factor,
+            wall_p95_ms=self.wall_p95_ms * factor,
+        )
 
 
 def measure_latency(
