@@ -113,17 +113,23 @@ class Builder:
 
     # -- blobs
 
+    def axes(self, tensor: str) -> list[int]:
+        """Dimensions of a tensor that a blob has: all but the batch, which stands anywhere as -1.
+
+        -k, for k times the batch, stays as k: with one sample that is what it is.
+        """
+        shape = self.graph.type_of(tensor).shape
+        fixed = self.graph.fixed_batch == 1 and tensor in self.graph.tensors
+        return [i for i, d in enumerate(shape) if d != -1 and not (fixed and i == 0 and d == 1)]
+
     def sample(self, tensor: str) -> tuple[tuple[int, ...], tuple[Size, ...]]:
         """Shape of a tensor without its batch, and where the sizes come from."""
-        shape = self.graph.type_of(tensor).shape
-        sizes: tuple[Size, ...] = tuple((tensor, i) for i in range(len(shape)))
-        if shape and (shape[0] == -1 or (self.graph.fixed_batch == 1 and shape[0] == 1)):
-            shape, sizes = shape[1:], sizes[1:]
-        elif shape and shape[0] < 0:
-            shape = (-shape[0], *shape[1:])
-        if any(d < 0 for d in shape) or len(shape) > 4:
-            raise UnsupportedOperationError(f"tensor {tensor!r}: ncnn cannot hold the shape {shape}")
-        return shape or (1,), sizes or (1,)
+        kept = self.axes(tensor)
+        full = self.graph.type_of(tensor).shape
+        if len(kept) > 4:
+            raise UnsupportedOperationError(f"tensor {tensor!r}: ncnn cannot hold the shape {full}")
+        shape = tuple(abs(full[i]) for i in kept)
+        return shape or (1,), tuple((tensor, i) for i in kept) or (1,)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Sizes of a blob or of a tensor of the graph, for one sample."""

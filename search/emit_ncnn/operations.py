@@ -24,14 +24,14 @@ def _out(b: Builder, n: Node) -> list[str]:
     return [b.blob(t) for t in n.outputs]
 
 
-def _axis(b: Builder, n: Node, axis: int) -> int:
+def _axis(b: Builder, n: Node, axis: int, tensor: str = "") -> int:
     """An axis of the graph's tensor as ncnn counts it, without the batch."""
-    tensor = n.inputs[0] or n.outputs[0]
-    full, own = len(b.graph.type_of(tensor).shape), len(b.sample(tensor)[0])
-    found = axis % full - (full - own)
-    if found < 0:
+    tensor = tensor or n.inputs[0]
+    kept = b.axes(tensor)
+    axis %= len(b.graph.type_of(tensor).shape)
+    if axis not in kept:
         raise refuse(n, "it works along the batch")
-    return found
+    return kept.index(axis)
 
 
 def _unary(kind: str, ids: Mapping[int, str | float] | None = None) -> Handler:
@@ -238,12 +238,11 @@ _ORDERS = {
 
 
 def _permute(b: Builder, n: Node) -> None:
-    perm = n.attrs["perm"]
-    rank = len(b.shape(n.inputs[0]))
-    lead = len(perm) - rank
-    if lead and perm[0] != 0:
+    kept = b.axes(n.inputs[0])
+    order = [kept.index(p) for p in n.attrs["perm"] if p in kept]
+    rank = len(order)
+    if rank != len(b.axes(n.outputs[0])):
         raise refuse(n, "it moves the batch")
-    order = [p - lead for p in perm[lead:]]
     if order == list(range(rank)):
         b.alias(n.outputs[0], n.inputs[0])
         return
@@ -256,7 +255,7 @@ def _cat(b: Builder, n: Node) -> None:
     names = [t for t in n.inputs if t]
     rank = len(b.sample(n.outputs[0])[0])
     reads = [b.memory(t, rank) if t in b.graph.params else t for t in names]
-    b.layer("Concat", n, reads, _out(b, n), {0: _axis(b, n, n.attrs["axis"])})
+    b.layer("Concat", n, reads, _out(b, n), {0: _axis(b, n, n.attrs["axis"], n.outputs[0])})
 
 
 def _embedding(b: Builder, n: Node) -> None:
