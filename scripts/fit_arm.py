@@ -1,4 +1,4 @@
-"""Fit the constants of raspberry-pi-4 and raspberry-pi-4/ncnn to published ncnn measurements of Cortex-A72 boards.
+"""Fit raspberry-pi-4 and raspberry-pi-4/ncnn to published ncnn measurements of Cortex-A72 boards.
 
     .venv/bin/python scripts/fit_arm.py             # held-out errors, and the target's constants rewritten
     .venv/bin/python scripts/fit_arm.py --dry-run   # errors only
@@ -381,7 +381,12 @@ def write(fitted: Fit, errors: dict[str, list[list[float]]]) -> None:
 
 
 def _write(
-    name: str, values: dict[Key, float], fitted: Fit, every: Array, factor: tuple[float, str], told: tuple[str, str]
+    name: str,
+    values: dict[Key, float],
+    fitted: Fit,
+    every: Array,
+    factor: tuple[float, str],
+    told: tuple[str, str],
 ) -> None:
     path = TARGETS_FOLDER / f"{name}.yaml"
     source = "ncnn benchmark README @ a4d2ea1d44 (BSD-3), Cortex-A72 rows, fitted by scripts/fit_arm.py"

@@ -197,6 +197,7 @@ class Verification(TypedDict):
     agree: int
     samples: int
     runtime: str
+    file: NotRequired[str]  # the model's
     text: NotRequired[str]
 
 

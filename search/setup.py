@@ -20,6 +20,7 @@ from hw_profiles.target import Target, load_target
 from .abilities import abilities_of
 from .errors import InputError, UsageError, did_you_mean
 from .estimate import Estimator
+from .exporters import exporter_of
 from .lowering import Lowering
 from .score import Score, Scorer, interval
 from .study import priced
@@ -106,6 +107,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     start = time.perf_counter()
     task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
+    exporter_of(target).require()
     abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
     scorer = Scorer.of(task, abilities.numerics)
     structure = scorer.network.structure

@@ -39,7 +39,7 @@ _VARIANTS = (
     "wide", "winograd",
 )  # fmt: skip
 _DEPTHWISE = (2, 7)
-#: Behind a family's name: the table with the share of each feature ("macs", or "winograd.macs" of one variant)
+#: Behind a family's name: the table with the share of each feature ("macs", or "winograd.macs" of a variant)
 #: that threads divide. Families without one are divided by the shares of their class of cost.
 _PARALLEL = "/parallel"
 #: Variant without a direct kernel for each variant that may have one.
@@ -129,8 +129,8 @@ def variants(name: str, s: Shapes) -> Index:
 
 
 def by_winograd(s: Shapes) -> NDArray[np.bool_]:
-    """Whether ncnn on Arm runs a float convolution by Winograd's algorithm: 3x3, stride 1, 8 channels at least
-    on both sides (ncnn, convolution_arm.cpp)."""
+    """Whether ncnn on Arm runs a float convolution by Winograd's algorithm: 3x3, stride 1, at least 8
+    channels on both sides, as scripts/fit_arm.py told them apart."""
     window = (s.kernel_h == 3.0) & (s.kernel_w == 3.0) & (s.stride_h == 1.0) & (s.stride_w == 1.0)
     return np.asarray(window & (s.groups == 1.0) & (np.minimum(s.cin, s.cout) >= 8.0))
 
@@ -201,9 +201,7 @@ class CpuCost(CostModel):
             overhead += self.value("parallel", "wait", 0.0)
         return Costs(scaled * 1e-3, overhead * 1e-3, network, classes, unknown)
 
-    def _threads(
-        self, busy: Array, kinds: tuple[KernelKind, ...], classes: Index, threads: int
-    ) -> Array:
+    def _threads(self, busy: Array, kinds: tuple[KernelKind, ...], classes: Index, threads: int) -> Array:
         if threads == 1:
             return busy
         shares = np.array([self.value("parallel", name, 0.0) for name in CLASSES])[classes]

@@ -16,13 +16,16 @@ from search.emit_ncnn.builder import Blob, Builder, Layer, Program
 from search.emit_ncnn.operations import OPERATIONS
 
 
-def emit_ncnn(graph: Graph, weights: Mapping[str, Any] | None) -> Program:
+def emit_ncnn(
+    graph: Graph, weights: Mapping[str, Any] | None, constants: Mapping[str, Any] | None = None
+) -> Program:
     """The layers of a concrete graph for one sample; ncnn knows no batch.
 
     ``weights`` are float values (tensors or arrays) by parameter; None leaves the values out where the
-    program is only to be read: `Program.binary` then is empty. Raises UnsupportedOperationError.
+    program is only to be read: `Program.binary` then is empty, and of numbers in formulas only ``constants``
+    are known. Raises UnsupportedOperationError.
     """
-    b = Builder(graph, weights)
+    b = Builder(graph, weights, constants)
     for n in graph.nodes:
         handler = OPERATIONS.get(n.op)
         if handler is None:

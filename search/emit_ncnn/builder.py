@@ -95,13 +95,16 @@ class Program:
 class Builder:
     """Collects the layers of one program. Handlers name blobs as the graph names its tensors."""
 
-    def __init__(self, graph: Graph, weights: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, graph: Graph, weights: Mapping[str, Any] | None, constants: Mapping[str, Any] | None = None
+    ) -> None:
         if (graph.fixed_batch or 1) != 1:
             raise UnsupportedOperationError(
                 f"the network is traced for a batch of {graph.fixed_batch}; ncnn runs one sample at a time"
             )
         self.graph = graph
         self.weights = weights
+        self._numbers = weights if weights is not None else constants or {}
         self.layers: list[Layer] = []
         self.blobs: dict[str, Blob] = {}
         self.taken: set[str] = set()  # nodes that run inside an earlier layer
@@ -195,9 +198,8 @@ class Builder:
 
     def scalar(self, param: str) -> float:
         """The value of a parameter of one element; 1 where values are left out."""
-        if self.weights is None or param not in self.weights:
-            return 1.0
-        return float(as_array(self.weights[param]).reshape(()).item())
+        known = self._numbers.get(param)
+        return 1.0 if known is None else float(as_array(known).reshape(()).item())
 
     def raw(self, param: str, fill: float = 0.0, count: int = 0) -> bytes:
         """Values without a tag; ``count`` values ``fill`` where the parameter is absent."""
@@ -241,7 +243,9 @@ class Builder:
                     last = [ends[t]] if t in ends else []
                     copies = [f"{names.of(t)}/copy{i}" for i in range(count - len(last))] + last
                     waiting[t] = copies
-                    layers.append(Layer("Split", names.layer(f"{t}/split"), (names.of(t),), tuple(copies), {}))
+                    layers.append(
+                        Layer("Split", names.layer(f"{t}/split"), (names.of(t),), tuple(copies), {})
+                    )
                     blobs |= {c: replace(self.blobs[t], name=c) for c in copies}
         outputs = tuple(ends[t] for t in results)
         return Program(tuple(layers), blobs, tuple(names.known[t] for t in self.graph.inputs), outputs)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from compressors.graph import Node
-from search.emit_ncnn.builder import Builder, Size, UnsupportedOperationError, shape_params
+from search.emit.builder import UnsupportedOperationError
+from search.emit_ncnn.builder import Builder, Size, Value, shape_params
 from search.emit_ncnn.weighted import conv, conv_transpose, linear
 
 Handler = Callable[[Builder, Node], None]
@@ -38,9 +39,7 @@ def _unary(kind: str, ids: Mapping[int, str | float] | None = None) -> Handler:
     """An operation that is one layer; ``ids`` by parameter: the attribute's name, or the value."""
 
     def handle(b: Builder, n: Node) -> None:
-        params = {
-            i: float(n.attrs[v]) if isinstance(v, str) else v for i, v in (ids or {}).items()
-        }
+        params = {i: float(n.attrs[v]) if isinstance(v, str) else v for i, v in (ids or {}).items()}
         b.layer(kind, n, [n.inputs[0]], _out(b, n), params)
 
     return handle
@@ -73,7 +72,7 @@ def _binary(b: Builder, n: Node) -> None:
 
 
 def _operand(b: Builder, n: Node, tensor: str, rank: int) -> str:
-    """An operand of the given rank: ncnn aligns sizes from the front where ranks differ, torch from the back."""
+    """An operand of the given rank: where ranks differ, ncnn aligns sizes from the front, not the back."""
     if tensor in b.graph.params:
         return b.memory(tensor, rank)
     shape = b.shape(tensor)
@@ -141,7 +140,7 @@ def _mean(b: Builder, n: Node) -> None:
     shape = b.shape(x)
     axes = [_axis(b, n, a) for a in n.attrs["axes"]]
     if len(shape) != 3 or sorted(axes) != [1, 2]:
-        params = {0: 3, 1: 0, 3: axes, 4: int(n.attrs["keepdim"]), 5: 1}
+        params: dict[int, Value] = {0: 3, 1: 0, 3: axes, 4: int(n.attrs["keepdim"]), 5: 1}
         b.layer("Reduction", n, [x], _out(b, n), params)
         return
     pooled = {0: 1, 4: 1}

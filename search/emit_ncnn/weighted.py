@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressors.graph import Node
-from search.emit_ncnn.builder import Builder, UnsupportedOperationError, Value, shape_params
+from search.emit.builder import UnsupportedOperationError
+from search.emit_ncnn.builder import Builder, Value, shape_params
 
 
 def activation(b: Builder, n: Node) -> tuple[Node, dict[int, Value], tuple[str, ...]]:
@@ -72,7 +73,9 @@ def _convolution(
     a = n.attrs
     rank = len(a["stride"])
     if rank > 2:
-        raise UnsupportedOperationError(f"{n.op} {n.name!r}: ncnn's convolutions here have one or two dimensions")
+        raise UnsupportedOperationError(
+            f"{n.op} {n.name!r}: ncnn's convolutions here have one or two dimensions"
+        )
     shape = b.graph.params[w].shape
     params: dict[int, Value] = {0: channels, 1: shape[-1], 2: a["dilation"][-1], 3: a["stride"][-1]}
     params |= {4: a["padding"][-1], 15: a["padding"][-1], 5: int(bool(bias)), 6: math.prod(shape), **more}
