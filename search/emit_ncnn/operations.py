@@ -128,7 +128,9 @@ def _pool(average: int) -> Handler:
         if len(a["kernel"]) == 2:
             params |= {11: a["kernel"][0], 12: a["stride"][0], 13: a["padding"][0], 15: a["padding"][0]}
         if average:
-            params[6] = int(a["count_include_pad"])
+            params[6] = int(a["count_include_pad"] and not a["ceil"])  # what hangs over is never counted
+            if a["ceil"] and a["count_include_pad"] and max(a["padding"]) > 0:
+                raise refuse(n, "padding counts in the mean, and the last window hangs over")
         kind = "Pooling" if len(a["kernel"]) == 2 else "Pooling1D"
         b.layer(kind, n, [n.inputs[0]], _out(b, n), dict(sorted(params.items())))
 
