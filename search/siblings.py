@@ -69,7 +69,10 @@ def _priced(setup: Setup, target: Target, policy: ResolvedPolicy) -> dict[str, f
 
 
 def verdict(own: Mapping[str, float], other: Mapping[str, float]) -> str:
-    """`0.61x, faster`: "faster" or "slower" where the 90 % interval of the ratio excludes 1; both intervals are log-normal."""
+    """`0.61x, faster`: "faster" or "slower" where the 90 % interval of the ratio excludes 1.
+
+    Both intervals are taken as log-normal and their errors as independent.
+    """
     ratio = math.log(other["latency_ms"] / own["latency_ms"])
     widths = [math.log(c["latency_high_ms"] / c["latency_ms"]) for c in (own, other)]
     if abs(ratio) <= math.hypot(*widths):
