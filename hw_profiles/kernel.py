@@ -26,10 +26,16 @@ COLUMNS: tuple[str, ...] = (
     "in_elements", "out_elements", "weight_elements",
 )  # fmt: skip
 
-CONV_OPS = frozenset({"Conv", "FusedConv", "QLinearConv", "ConvInteger", "NhwcFusedConv", "ConvTranspose"})
+TRANSPOSED_OPS = frozenset({
+    "ConvTranspose", "Deconvolution", "DeconvolutionDepthWise", "Deconvolution1D", "DeconvolutionDepthWise1D",
+})  # fmt: skip
+CONV_OPS = TRANSPOSED_OPS | frozenset({
+    "Conv", "FusedConv", "QLinearConv", "ConvInteger", "NhwcFusedConv",
+    "Convolution", "ConvolutionDepthWise", "Convolution1D", "ConvolutionDepthWise1D",  # ncnn's
+})  # fmt: skip
 MATMUL_OPS = frozenset({
     "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "InnerProduct",
 })  # fmt: skip
 #: Operations that only change the view of a tensor: they move no data.
 VIEW_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
@@ -133,7 +139,7 @@ class KernelBatch:
 
     @cached_property
     def _transposed(self) -> NDArray[np.bool_]:
-        return np.array([kind.op == "ConvTranspose" for kind in self.kinds])
+        return np.array([kind.op in TRANSPOSED_OPS for kind in self.kinds])
 
     @cached_property
     def _per_group(self) -> Array:

@@ -43,11 +43,12 @@ class Runtime(_Frozen):
     """The program that executes the network, and how its kernel templates are obtained.
 
     "host": ask the onnxruntime of this machine, default session. "host-without-nchwc": the same, as a
-    stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "rules": fusion rules by hand.
+    stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "program": the layers of the file
+    that is written, where the runtime executes them as they stand (ncnn). "rules": fusion rules by hand.
     """
 
     name: Literal["onnxruntime", "ncnn", "tensorrt", "bitfusion-simulator"]
-    templates: Literal["host", "host-without-nchwc", "rules"]
+    templates: Literal["host", "host-without-nchwc", "program", "rules"]
     version: str = ""
 
 
@@ -146,6 +147,11 @@ class Target(_Frozen):
     energy: Energy | None = None
     backing: str = Field(description="what a prediction rests on, one line for the user")
 
+    @property
+    def board(self) -> str:
+        """The device's name: what stands before the slash of ``device/runtime``, or all of it."""
+        return self.name.partition("/")[0]
+
 
 def load_target(name: str | Path) -> Target:
     """The target of a name, an alias, or the path of a user's own YAML file."""
@@ -159,7 +165,7 @@ def load_target(name: str | Path) -> Target:
         from hw_profiles.local import local_target
 
         return local_target()
-    return _shipped(names[str(name)])
+    return _files()[names[str(name)]]
 
 
 def list_targets() -> list[str]:
@@ -175,23 +181,27 @@ def target_schema() -> dict[str, Any]:
 def forget_targets() -> None:
     """Read target files anew from now on: a fit has rewritten one."""
     _index.cache_clear()
-    _shipped.cache_clear()
+    _files.cache_clear()
+
+
+def siblings(target: Target) -> list[str]:
+    """Names of the shipped targets of the same device with another runtime."""
+    return [n for n in list_targets() if n != target.name and n.partition("/")[0] == target.board]
 
 
 @lru_cache(maxsize=1)
 def _index() -> dict[str, str]:
-    """Name or alias -> name."""
+    """Name or alias -> name. Files may be called otherwise than the target: names may hold a slash."""
     found = {"local": "local"}
-    for path in sorted(TARGETS_FOLDER.glob("*.yaml")):
-        found[path.stem] = path.stem
-        for alias in _shipped(path.stem).aliases:
-            found[alias] = path.stem
+    for name, target in _files().items():
+        found |= dict.fromkeys((name, *target.aliases), name)
     return found
 
 
-@lru_cache(maxsize=64)
-def _shipped(name: str) -> Target:
-    return _read(TARGETS_FOLDER / f"{name}.yaml")
+@lru_cache(maxsize=1)
+def _files() -> dict[str, Target]:
+    """Name -> target, of all shipped files."""
+    return {target.name: target for target in map(_read, sorted(TARGETS_FOLDER.glob("*.yaml")))}
 
 
 def _read(path: Path) -> Target:

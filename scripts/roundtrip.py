@@ -5,7 +5,7 @@
 
 Each network is trained briefly on small synthetic data first (the real ones come with their weights).
 Printed per network: the share of weights that at least two of prune, bits and rank can act on, policies
-whose exported file gives the simulation's answers in onnxruntime, and policies whose kernels in the
+whose exported file gives the simulation's answers in the target's runtime, and policies whose kernels in the
 optimised file are those that were priced. Exits with 1 if a file fails verification or a share is below 80 %.
 """
 
@@ -31,8 +31,8 @@ from compressors.apply import Network, compress  # noqa: E402
 from compressors.space import PolicySpace  # noqa: E402
 from hw_profiles.target import load_target  # noqa: E402
 from search.abilities import abilities_of  # noqa: E402
-from search.export_onnx import export_model  # noqa: E402
-from search.kernels_found import compare, read_kernels  # noqa: E402
+from search.exporters import exporter_of  # noqa: E402
+from search.kernels_found import compare  # noqa: E402
 from search.lowering import Lowering  # noqa: E402
 from search.verify import VerificationError, verify  # noqa: E402
 from tests.compressors.networks import networks  # noqa: E402
@@ -87,6 +87,7 @@ def round_trip(case: Case, target_name: str, policies: int, seed: int) -> Row:
     """Random policies of one network from resolution to the kernels of the file."""
     start = time.perf_counter()
     target = load_target(target_name)
+    exporter = exporter_of(target)
     abilities = abilities_of(target)
     network = Network.from_module(case.network, case.example, case.calibration)
     space = PolicySpace(network.structure, abilities)
@@ -98,9 +99,9 @@ def round_trip(case: Case, target_name: str, policies: int, seed: int) -> Row:
         policy = space.resolve(space.decode(rng.random(space.dimension)))
         row.policies += 1
         compressed = compress(network, policy, abilities.numerics)
-        model = export_model(compressed)
+        files = exporter.write(compressed)
         try:
-            found = verify(compressed, model, case.validation)
+            found = verify(compressed, files, case.validation, exporter)
         except VerificationError as problem:
             row.problems.append(f"policy {i} ({policy.digest}): {problem}")
         else:
@@ -108,7 +109,7 @@ def round_trip(case: Case, target_name: str, policies: int, seed: int) -> Row:
             row.agree, row.samples = row.agree + found.agree, row.samples + found.samples
             row.worst = max(row.worst, found.relative_error)
         priced = lowering.kernels([policy])[0][1].row(0)
-        differences = compare(priced, read_kernels(model, target.runtime.templates))
+        differences = compare(priced, exporter.kernels(files, target.runtime.templates))
         row.as_priced += not differences
         row.differences += [f"policy {i} ({policy.digest}): {d}" for d in differences]
     row.seconds = time.perf_counter() - start

@@ -17,7 +17,8 @@ from .candidates import Candidate, score_now
 from .config import RunConfig, make_config, read_yaml
 from .errors import DeviceError, InputError
 from .export_onnx import export_model
-from .kernels_found import compare, read_kernels
+from .exporters import exporter_of
+from .kernels_found import compare
 from .results import Applied, Event, KernelTime, Measurement, Prediction, Timing, read_results
 from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim, recovered_name
 from .setup import Setup, load_setup
@@ -101,8 +102,9 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
 
     from .deliver import write_files
 
-    model = export_model(compressed)
-    proof = verify(compressed, model, setup.task.validation.inputs)
+    exporter = exporter_of(setup.target)
+    made = exporter.write(compressed)
+    proof = verify(compressed, made, setup.task.validation.inputs, exporter)
     score = score_now(setup, compressed)
     costs = setup.priced(compressed.policy)
     outcome = Outcome(compressed.policy, score.value, costs)
@@ -111,9 +113,9 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
         priced = setup.lowering.kernels([compressed.policy])[0][1].row(0)
         events = [
             Event(kind="kernels", text=str(d))
-            for d in compare(priced, read_kernels(model, setup.target.runtime.templates))
+            for d in compare(priced, exporter.kernels(made, setup.target.runtime.templates))
         ]
-    files = write_files(folder, Candidate(outcome, compressed, score, False), model)
+    files = write_files(folder, Candidate(outcome, compressed, score, False), made)
     return Applied(
         digest=compressed.policy.digest,
         costs=summary.numbers(costs),
@@ -251,6 +253,11 @@ def _timed_on(device: Device, found: _ToTime, batch: int, soak: float, accept: b
 def _of_run(folder: RunFolder, threads: int | None, batch: int | None) -> _ToTime:
     results = read_results(folder.results)
     model = folder.file(MODEL)
+    runtime = load_target(read_yaml(folder.file(CONFIG))["target"][0]).runtime.name
+    if not model.is_file() and MODEL not in exporter_of(runtime).names:
+        raise InputError(
+            f"run {folder.id} is for {runtime}; `search measure` times onnxruntime's files only."
+        )
     if not model.is_file():
         raise InputError(f"run {folder.id} holds no {MODEL}.", f"Finish it with --resume {folder.path}.")
     setup = load_setup(make_config(read_yaml(folder.file(CONFIG))))

@@ -18,6 +18,7 @@ from search.results import (
     Prediction,
     Results,
     Score,
+    Sibling,
     Verification,
 )
 from search.units import (
@@ -242,6 +243,8 @@ def footer_lines(results: Results, folder: Path | None = None) -> list[str]:
     lines += _line("verified", verified_text(results.get("verification"), "the searched network"))
     for event in results.get("events") or []:
         lines += _line(event["kind"], event["text"])
+    for other in results.get("siblings") or []:
+        lines += _line("also", sibling_text(other))
     notes = results.get("notes") or []
     if notes:
         reasons = "; ".join(f"{n['subject']} ({n['reason']})" for n in notes[:3])
@@ -279,15 +282,27 @@ def verified_text(check: Verification | None, what: str) -> str:
         differ = check["samples"] - check["agree"]
         return f"FAILED in {check['runtime']}: {differ} of {check['samples']} answers differ"
     text = (
-        f"model.onnx in {check['runtime']}: same answers as {what} on {check['agree']} of {check['samples']}"
+        f"{check.get('file', 'model.onnx')} in {check['runtime']}: same answers as {what} "
+        f"on {check['agree']} of {check['samples']}"
     )
     return f"{text} validation samples{'; ' + check['text'] if check.get('text') else ''}"
+
+
+def sibling_text(other: Sibling) -> str:
+    """`raspberry-pi-4/ncnn: 1.9 ms (1.5-2.4) predicted for the picked network: 0.61x, faster`."""
+    latency = other.get("latency_ms")
+    if latency is None:
+        return f"{other['target']}: not priced: {other.get('why', 'unknown')}"
+    shown = f"{with_interval(latency)} {latency['source']} for {other['network']}"
+    return f"{other['target']}: {shown}: {other.get('verdict', '')}"
 
 
 def _next(results: Results, folder: Path) -> list[str]:
     name = "latest" if folder.parent.name == "runs" else str(folder)
     if results["run"]["state"] == "interrupted":
         return _line("next", f"search --resume {name}")
+    if "model.onnx" not in (results.get("files") or ["model.onnx"]):
+        return _line("next", f"search report {name}")
     return [*_line("next", f"search measure {name}"), *_line("", f"search report {name}")]
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from . import summary
 from .candidates import Candidate
 from .export_onnx import export_model
-from .kernels_found import compare, read_kernels
+from .exporters import Files, exporter_of
+from .kernels_found import compare
 from .results import Results, Verification
 from .runfolder import MODEL, POLICY, WEIGHTS, RunFolder
 from .score import Score, interval, score_compressed
@@ -51,16 +52,17 @@ class Delivered:
 def deliver(
     setup: Setup, candidate: Candidate, folder: RunFolder, watch: Stopwatch, event: Callable[..., None]
 ) -> Delivered:
-    """Write a candidate's files after it has been verified in onnxruntime on the whole validation set.
+    """Write a candidate's files after they have been verified in their runtime on the whole validation set.
 
     Raises VerificationError when answers or kernels are not the policy's: nothing is then called final.
     """
-    model = export_model(candidate.compressed)
+    exporter = exporter_of(setup.target)
+    made = exporter.write(candidate.compressed)
     task = setup.task
-    proof = verify(candidate.compressed, model, task.validation.inputs)
-    _check_kernels(setup, candidate, model, event)
-    timings = _timed(setup, candidate, model, watch)
-    files = write_files(folder, candidate, model)
+    proof = verify(candidate.compressed, made, task.validation.inputs, exporter)
+    _check_kernels(setup, candidate, made, event)
+    timings = _timed(setup, candidate, made, watch)
+    files = write_files(folder, candidate, made)
     test = base_test = None
     if task.test is not None:
         scores = score_compressed(candidate.compressed, task.test, task.metric)
@@ -69,25 +71,27 @@ def deliver(
     return Delivered(candidate, proof.facts(), test, base_test, files, timings)
 
 
-def write_files(folder: RunFolder, candidate: Candidate, model: bytes) -> list[str]:
-    """model.onnx, policy.json, weights.safetensors; each appears whole or not at all."""
-    folder.write(MODEL, model)
+def write_files(folder: RunFolder, candidate: Candidate, made: Files) -> list[str]:
+    """The runtime's files, policy.json, weights.safetensors; each appears whole or not at all."""
+    for name, content in made.items():
+        folder.write(name, content)
     folder.write(POLICY, candidate.compressed.policy.to_json() + "\n")
     folder.write(WEIGHTS, to_bytes(candidate.compressed))
-    return [MODEL, POLICY, WEIGHTS]
+    return [*made, POLICY, WEIGHTS]
 
 
-def _check_kernels(setup: Setup, candidate: Candidate, model: bytes, event: Callable[..., None]) -> None:
-    """Compare the kernels priced with those in the final file; learn what differs and price again."""
+def _check_kernels(setup: Setup, candidate: Candidate, made: Files, event: Callable[..., None]) -> None:
+    """Compare the kernels priced with those in the final files; learn what differs and price again."""
     if setup.target.runtime.templates == "rules":
         return
     policy = candidate.compressed.policy
     priced = setup.lowering.kernels([policy])[0][1].row(0)
-    differences = compare(priced, read_kernels(model, setup.target.runtime.templates))
+    found = exporter_of(setup.target).kernels(made, setup.target.runtime.templates)
+    differences = compare(priced, found)
     if not differences:
         return
     before = setup.priced(policy)["latency_ms"]
-    setup.lowering.learn(policy, model)
+    setup.lowering.learn(policy, made)
     after = setup.priced(policy)["latency_ms"]
     event(
         "kernels",
@@ -96,7 +100,7 @@ def _check_kernels(setup: Setup, candidate: Candidate, model: bytes, event: Call
     )
 
 
-def _timed(setup: Setup, candidate: Candidate, model: bytes, watch: Stopwatch) -> dict[str, Measurement]:
+def _timed(setup: Setup, candidate: Candidate, made: Files, watch: Stopwatch) -> dict[str, Measurement]:
     """The delivered file beside the uncompressed and the all-integer one, interleaved, on the device."""
     if not measures(setup):
         return {}
@@ -106,7 +110,7 @@ def _timed(setup: Setup, candidate: Candidate, model: bytes, watch: Stopwatch) -
     space = setup.space
     int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
     models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
-    found = measure_models(setup, [*models, model])
+    found = measure_models(setup, [*models, made[MODEL]])
     known = setup.measured.get(setup.base_policy.digest)
     if known is not None:  # as every measurement of a run: in units of the uncompressed network's first one
         found = [m.scaled(known / found[0].latency_ms) for m in found]

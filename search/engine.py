@@ -42,6 +42,7 @@ from .runfolder import (
     recovered_name,
 )
 from .setup import Setup, load_setup
+from .siblings import other_runtimes
 from .stored import to_bytes
 from .study import Study, outcome_of
 from .threads import single_threaded
@@ -225,9 +226,8 @@ def _study(
     bits = max(space.abilities.act_bits, default=None)
     found: dict[str, tuple[ResolvedPolicy, Outcome]] = {}
     start = time.perf_counter()
-    for i, (name, proposal) in enumerate(
-        (("int8", space.uniform(1.0, bits)), ("uniform", space.uniform(0.5, bits)))
-    ):
+    proposals = [("int8", space.uniform(1.0, bits)), ("uniform", space.uniform(0.5, bits))]
+    for i, (name, proposal) in enumerate(proposals if bits is not None else proposals[1:]):
         if this.stopped:
             break
         policy = space.resolve(proposal)
@@ -385,7 +385,8 @@ def _results(
     results["picked"] = next((p["number"] for p in results["points"] if p["picked"]), None)
     results["kernels"] = summary.kernel_times(setup, setup.base_policy)
     for name, (policy, outcome) in baselines.items():
-        entry = summary.network(setup, "int8" if name == "int8" else "uniform 0.5 + int8", policy, None)
+        integers = " + int8" if setup.space.abilities.act_bits else ""
+        entry = summary.network(setup, "int8" if name == "int8" else f"uniform 0.5{integers}", policy, None)
         entry["validation"] = {
             "value": outcome.accuracy or 0.0,
             "samples": len(setup.task.validation),
@@ -408,6 +409,7 @@ def _results(
         for e in study.entries
     ]
     results["events"] = this.events
+    results["siblings"] = other_runtimes(setup, None if picked is None else picked.compressed.policy)
     results["notes"] = [{"subject": s, "reason": r} for s, r in setup.space.structure.notes]
     if delivered is not None:
         delivered.into(results)

@@ -40,6 +40,12 @@ class InputError(TailorbirdError):
     exit_code: ClassVar[int] = 3
 
 
+class VerificationError(TailorbirdError):
+    """An exported file that does not do what the searched network does. Nothing of it is called final."""
+
+    exit_code: ClassVar[int] = 1
+
+
 class InfeasibleError(TailorbirdError):
     """No policy holds the budget."""
 

@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ from search.templates import (
     runtime_key,
     signature_text,
 )
+
+if TYPE_CHECKING:
+    from search.exporters import Files
 
 Array = NDArray[np.float64]
 _PLANS = 4096
@@ -107,13 +110,17 @@ class Lowering:
         """The kernel template of one policy."""
         return next(iter(self._grouped([policy])))[1].template
 
-    def learn(self, policy: ResolvedPolicy, model: bytes) -> Template:
-        """Take the kernels of a policy's exported file in place of its template, for all of its signature."""
-        from search.templates import template_of_model
+    def learn(self, policy: ResolvedPolicy, files: Files | bytes) -> Template:
+        """Take the kernels of a policy's exported files as the template of all of its signature."""
+        from search.exporters import exporter_of
 
+        exporter = exporter_of(self.target)
+        if isinstance(files, bytes):
+            files = {exporter.names[0]: files}
         plan, values = self._plan(policy), self._values(policy)[None, :]
         graph = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
-        found = template_of_model(model, graph, plan.skeleton, self.batch, self.target.runtime.templates)
+        method = self.target.runtime.templates
+        found = exporter.template(files, graph, plan.skeleton, self.batch, method)
         classes = self._classes(plan, values)[0]
         own = values[0].tobytes() if classes.tobytes() in plan.exact or found.exact else b""
         if own:
@@ -275,6 +282,10 @@ class Lowering:
             from search.rules import rules_template
 
             return rules_template(graph, plan.skeleton, plan.where, self.target, self.batch)
+        if method == "program":
+            from search.lowering_ncnn import program_template
+
+            return program_template(graph, plan.skeleton, self.batch, self.constants)
         return ask(
             graph,
             plan.where,
@@ -304,7 +315,7 @@ def _identity(
     for name in sorted(constants):
         digest.update(name.encode() + constants[name].detach().cpu().numpy().tobytes())
     method = target.runtime.templates
-    runtime = target.name if method == "rules" else runtime_key()
+    runtime = {"rules": target.name, "program": target.runtime.name}.get(method) or runtime_key()
     numerics = target.numerics.activations
     return (
         TEMPLATE_VERSION,

@@ -23,7 +23,8 @@ def predict_onnx(path: Path, target: Target, batch: int = 1) -> tuple[KernelBatc
     are float. Raises InputError for a file that cannot be read or run.
     """
     method = target.runtime.templates
-    found = read_kernels(path, "host-without-nchwc" if method == "rules" else method, batch=batch)
+    asked = method if method.startswith("host") else "host-without-nchwc"
+    found = read_kernels(path, asked, batch=batch)
     if not found:
         raise InputError(f"{str(path)!r} executes no operation at all.")
     kinds = [_kind(k, target) for k in found]
@@ -39,6 +40,8 @@ def kind_of(k: FoundKernel) -> KernelKind:
 
 def _kind(k: FoundKernel, target: Target) -> KernelKind:
     kind = kind_of(k)
+    if target.runtime.templates == "program" and k.precision == "fp32" and k.op in CONV_OPS:
+        return replace(kind, domain=target.runtime.name)  # its own loops, not onnxruntime's
     if target.runtime.templates != "rules":
         return kind
     array = target.base_precision.startswith("w")

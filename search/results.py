@@ -197,6 +197,7 @@ class Verification(TypedDict):
     agree: int
     samples: int
     runtime: str
+    file: NotRequired[str]  # the model's
     text: NotRequired[str]
 
 
@@ -213,6 +214,17 @@ class Note(TypedDict):
 
     subject: str
     reason: str
+
+
+class Sibling(TypedDict):
+    """A network on another runtime of the same device: its predicted latency, or `why` there is none."""
+
+    target: str
+    runtime: str
+    network: str  # "the picked network", "the base network", followed by " in float" where bits were left out
+    latency_ms: NotRequired[Number]
+    verdict: NotRequired[str]  # such as "0.61x, faster"
+    why: NotRequired[str]
 
 
 class Results(TypedDict):
@@ -232,6 +244,7 @@ class Results(TypedDict):
     kernels: NotRequired[list[KernelTime]]
     verification: NotRequired[Verification | None]
     events: NotRequired[list[Event]]
+    siblings: NotRequired[list[Sibling]]
     notes: NotRequired[list[Note]]
     steps: NotRequired[list[Step]]
     timings: NotRequired[dict[str, float]]

@@ -36,10 +36,13 @@ FIGURES = "figures"
 #: What a run that was killed before its first record may leave; a folder with nothing else is empty.
 _LEFT_BEHIND = frozenset({f".{JOURNAL}.lock", f"{JOURNAL}.tmp"})
 
+#: A folder that holds one of these beside a policy is an export.
+_MODELS = frozenset({MODEL, "model.ncnn.param"})
+
 #: Packages whose versions a result depends on.
 PACKAGES = (
     "tailorbird", "torch", "onnxruntime", "onnx", "onnxscript", "numpy", "scipy", "scikit-learn", "optuna",
-    "torch-pruning", "tensorly", "ray", "apache-tvm", "apache-tvm-ffi", "safetensors",
+    "torch-pruning", "tensorly", "ray", "apache-tvm", "apache-tvm-ffi", "safetensors", "ncnn",
 )  # fmt: skip
 
 
@@ -165,7 +168,7 @@ def check_free(path: Path, again: bool = False) -> None:
     check_writable(path)
     with told_clearly("read", path):
         names = {p.name for p in path.iterdir()} - _LEFT_BEHIND if path.is_dir() else set()
-    if not names or (again and {POLICY, MODEL} <= names and JOURNAL not in names):
+    if not names or (again and POLICY in names and names & _MODELS and JOURNAL not in names):
         return
     if is_run(path):
         raise InputError(

@@ -20,6 +20,7 @@ from hw_profiles.target import Target, load_target
 from .abilities import abilities_of
 from .errors import InputError, UsageError, did_you_mean
 from .estimate import Estimator
+from .exporters import exporter_of
 from .lowering import Lowering
 from .score import Score, Scorer, interval
 from .study import priced
@@ -126,6 +127,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     start = time.perf_counter()
     task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
+    exporter_of(target).require()
     abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
     scorer = Scorer.of(task, abilities.numerics)
     structure = scorer.network.structure
@@ -171,13 +173,21 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
 
 
 def device_at_hand(config: RunConfig, target: Target) -> Device | None:
-    """Where networks of this target can be timed: this machine, what `--host` names, or nowhere."""
+    """Where networks of this target can be timed: this machine, what `--host` names, or nowhere (None).
+
+    Raises UsageError for a runtime that devices do not run.
+    """
     if target.name == "local" and config.host is None:
         from hw_profiles.devices.local import LocalDevice
 
         return LocalDevice()
     if config.host is None:
         return None
+    if target.runtime.name != "onnxruntime":
+        raise UsageError(
+            f"devices run onnxruntime, and {target.name} is a target of {target.runtime.name}.",
+            "Leave --host out, or search the device's target for onnxruntime.",
+        )
     from hw_profiles.devices.opening import open_device
 
     return open_device(target.name, config.host, config.token)

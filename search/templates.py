@@ -40,6 +40,8 @@ from search.lowering_template import (
 if TYPE_CHECKING:
     import onnx
 
+    from search.kernels_found import FoundKernel
+
 #: Part of every cache key; to be raised when emission or reading of templates changes.
 TEMPLATE_VERSION = 4
 #: Session configuration by template method of the target.
@@ -215,18 +217,18 @@ def ask(
 
 def read_or_run(model: bytes, source: Source, method: str) -> Template:
     """The template of a model: formulas if the optimised graph can be read, else the sizes of a run."""
+    from search.kernels_found import read_kernels
+
     try:
         return read_template(optimised(model, method), source, method)
     except UnreadableError:
-        return exact_template(model, source, method)
+        return exact_template(read_kernels(model, method, batch=source.batch), source, method)
 
 
-def exact_template(model: bytes, source: Source, method: str) -> Template:
-    """The template of a model for its own sizes only, from the profiler's events of one run."""
-    from search.kernels_found import read_kernels
+def exact_template(found: Sequence[FoundKernel], source: Source, method: str) -> Template:
+    """The template of kernels that a run showed, for its own sizes only."""
     from search.lowering_onnx import kind_of, row_of
 
-    found = read_kernels(model, method, batch=source.batch)
     graph = source.graph
     kernels, tensors, widths = [], {t: count(source.formula(t)) for t in graph.inputs}, {}
     for k in found:

@@ -1,16 +1,18 @@
-"""Proof that the exported file is the searched network: its answers and its kernels in onnxruntime."""
+"""Proof that the exported files are the searched network: their answers and kernels in their runtime."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from search.errors import TailorbirdError
-from search.kernels_found import FoundKernel, read_kernels
+from search.errors import VerificationError
+from search.exporters import Exporter, Files, exporter_of
+from search.kernels_found import FoundKernel
 from search.results import Verification as Facts
 
 if TYPE_CHECKING:
@@ -27,12 +29,6 @@ FLOAT_ERROR, INTEGER_ERROR, LOGIT_ERROR = 1e-4, 2e-2, 1e-1
 BATCH = 128
 
 
-class VerificationError(TailorbirdError):
-    """An exported file that does not do what the searched network does. Nothing of it is called final."""
-
-    exit_code: ClassVar[int] = 1
-
-
 @dataclass(frozen=True)
 class Verification:
     """What was found. ``agree`` of ``samples`` give the same answer: the same class, or outputs within
@@ -45,6 +41,7 @@ class Verification:
     classification: bool
     runtime: str
     kernels_checked: int
+    file: str = ""
 
     @property
     def passed(self) -> bool:
@@ -57,71 +54,57 @@ class Verification:
     def facts(self) -> Facts:
         """As stored in results.json."""
         found = Facts(passed=self.passed, agree=self.agree, samples=self.samples, runtime=self.runtime)
+        if self.file:
+            found["file"] = self.file
         if not self.classification:
             found["text"] = f"outputs within {self.relative_error:.2g} (relative, root mean square)"
         return found
 
 
-def verify(compressed: Compressed, model: bytes, inputs: Sequence[Tensor]) -> Verification:
-    """Compare the simulation with onnxruntime's default session on all samples, and the file's kernels
-    with the policy.
+def verify(
+    compressed: Compressed, files: Files | bytes, inputs: Sequence[Tensor], exporter: Exporter | None = None
+) -> Verification:
+    """Compare the simulation with the runtime's answers on all samples, and kernels with the policy.
 
-    ``inputs`` are the validation samples, (N, ...) each. Raises VerificationError when answers differ or
-    when a weight-bearing operation does not run in the precision or shape of the policy.
+    ``files`` are the exporter's, loaded as a user loads them; without an exporter, an ONNX model in
+    onnxruntime's default session. ``inputs`` are the validation samples, (N, ...) each. Raises
+    VerificationError when answers differ or when a weight-bearing operation does not run in the precision or
+    shape of the policy.
     """
-    import onnxruntime
-
-    expected, found = _answers(compressed, model, inputs)
-    checked = check_weights(compressed, read_kernels(model)) if _executes(compressed) else 0
+    exporter = exporter if exporter is not None else exporter_of("onnxruntime")
+    if isinstance(files, bytes):
+        files = {exporter.names[0]: files}
+    expected, found = _answers(compressed, files, inputs, exporter)
+    checked = check_weights(compressed, exporter.kernels(files)) if exporter.executes(compressed) else 0
     result = _compared(expected, found, bool(compressed.activations), checked)
-    result = Verification(**{**result.__dict__, "runtime": f"onnxruntime {onnxruntime.__version__}"})
+    result = replace(result, runtime=exporter.version(), file=exporter.names[0])
     if not result.passed:
         differ = result.samples - result.agree
         what = "top-1 answers" if result.classification else "outputs"
         raise VerificationError(
             f"the exported file gives other {what} than the searched network on {differ} of "
             f"{result.samples} samples (largest difference {result.max_difference:.3g}).",
-            "The file is not final; report the policy and the onnxruntime version.",
+            f"The file is not final; report the policy and the version of {exporter.runtime}.",
         )
     return result
 
 
-def _executes(compressed: Compressed) -> bool:
-    """Whether onnxruntime is the runtime of these numerics, so that its kernels have to be the policy's."""
-    bits = {c.bits for c in compressed.activations.values()}
-    bits |= {c.bits for c in compressed.codes.values()}
-    return compressed.numerics.activations == "u8-affine" and bits <= {8}
-
-
-def _answers(compressed: Compressed, model: bytes, inputs: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
+def _answers(
+    compressed: Compressed, files: Files, inputs: Sequence[Tensor], exporter: Exporter
+) -> tuple[list[Any], list[Any]]:
     import torch
 
     from compressors.simulate import simulate
 
-    session = _session(model)
-    names = [i.name for i in session.get_inputs()]
     ours: list[list[Any]] = []
-    theirs: list[list[Any]] = []
+    parts = list(_batches(inputs, compressed.graph.fixed_batch))
     with torch.no_grad():
-        for part in _batches(inputs, compressed.graph.fixed_batch):
-            ours.append([t.numpy() for t in simulate(compressed, part)])
-            theirs.append(session.run(None, {n: x.numpy() for n, x in zip(names, part, strict=True)}))
+        theirs = list(exporter.answers(files, parts, compressed.graph))
+        ours = [[t.numpy() for t in simulate(compressed, part)] for part in parts]
     return (
         [np.concatenate(c) for c in zip(*ours, strict=True)],
         [np.concatenate(c) for c in zip(*theirs, strict=True)],
     )
-
-
-def _session(model: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as problem:
-        line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise VerificationError(f"onnxruntime does not load the exported file: {line[:200]}") from problem
 
 
 def _batches(inputs: Sequence[Tensor], fixed: int | None) -> Iterator[tuple[Tensor, ...]]:
@@ -186,10 +169,20 @@ def check_weights(compressed: Compressed, kernels: Sequence[FoundKernel]) -> int
     missing = [compressed.layer_of[n.name] for p, n in integer.items() if p not in seen]
     if missing:
         _refuse(f"layer {missing[0]!r} is integer in the policy, but the runtime executes it in float")
-    wanted = sum(n.name in compressed.layer_of and not _is_integer(compressed, n) for n in graph.nodes)
-    if floats < wanted:
-        _refuse(f"the policy has {wanted} float weight-bearing operations, the runtime executes {floats}")
-    return len(seen) + wanted
+    wanted = [n for n in graph.nodes if n.name in compressed.layer_of and not _is_integer(compressed, n)]
+    if floats < len(wanted):
+        _refuse(f"the policy has {len(wanted)} float weight-bearing operations, the runtime runs {floats}")
+    _check_shapes([graph.params[n.inputs[1]].shape for n in wanted], kernels)
+    return len(seen) + len(wanted)
+
+
+def _check_shapes(wanted: Sequence[tuple[int, ...]], kernels: Sequence[FoundKernel]) -> None:
+    """Shapes of float weights, where the runtime does not lay them out anew in blocks."""
+    plain = [k for k in kernels if k.weight_bearing and k.domain == "ncnn"]
+    found = Counter(tuple(sorted(k.weight_shape)) for k in plain)
+    missing = Counter(tuple(sorted(shape)) for shape in wanted) - found
+    if plain and missing:
+        _refuse(f"the policy has a float weight of shape {next(iter(missing))}, the runtime has none such")
 
 
 def _is_integer(compressed: Compressed, n: Node) -> bool:
@@ -203,7 +196,7 @@ def _check_shape(k: FoundKernel, shape: tuple[int, ...]) -> None:
 
 def _refuse(message: str) -> None:
     raise VerificationError(
-        f"{message}.", "The file is not final; report the policy and the onnxruntime version."
+        f"{message}.", "The file is not final; report the policy and the version of the runtime."
     )
 
 

@@ -10,7 +10,7 @@ import yaml
 from hw_profiles.errors import BadTargetError, HwProfilesError, UnknownTargetError
 from hw_profiles.target import TARGETS_FOLDER, list_targets, load_target, target_schema
 
-NAMES = ["fpga-bitfusion", "gpu-t4", "local", "raspberry-pi-4", "x86-avx512-vnni"]
+NAMES = ["fpga-bitfusion", "gpu-t4", "local", "raspberry-pi-4", "raspberry-pi-4/ncnn", "x86-avx512-vnni"]
 
 
 def _edited(tmp_path: Path, **changes: object) -> Path:
