@@ -34,7 +34,10 @@ _ALIKE = ("chip", "isa", "cores")
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel inside one network: its shapes by column, and its least microseconds under the profiler."""
+    """One kernel inside one network: its shapes by column, and its least microseconds under the profiler.
+
+    Of an emulated device `microseconds` are executed instructions, as `Profile.unit` says.
+    """
 
     kind: KernelKind
     columns: dict[str, float]
