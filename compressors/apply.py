@@ -26,7 +26,7 @@ from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
 from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
 from .reconstruct import covariance, inputs_of, reconstruct
 from .resolve import Numerics
-from .skeleton import Placement, Skeleton, SkeletonCache, concrete, placement, unknowns
+from .skeleton import Placement, Skeleton, SkeletonCache, concrete, placed, unknowns
 from .structure import structure_of
 from .trace import trace
 
@@ -215,7 +215,7 @@ def round_folded(
     """Quantise a folded network's weights, find activation ranges, correct and round biases."""
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
-    where = placement(network.structure, skeleton, policy)
+    graph, where = placed(graph, network.structure, skeleton, policy, numerics)
     return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton, network.rounded)
 
 

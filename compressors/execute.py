@@ -230,6 +230,7 @@ OPERATIONS: dict[str, _Operation] = {
     "select": lambda n, v, _: _x(v).select(n.attrs["axis"], n.attrs["index"]),
     "reshape": lambda n, v, s: _x(v).reshape(s[0]),
     "expand": lambda n, v, s: _x(v).expand(s[0]),
+    "identity": lambda n, v, _: _x(v),
     "permute": lambda n, v, _: _x(v).permute(n.attrs["perm"]),
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,

@@ -220,6 +220,15 @@ class Layer:
         return self.op == "conv" and self.groups > 1 and self.weight_shape[1] == 1
 
     @property
+    def kind(self) -> str:
+        """The operation, told apart as runtimes do: "conv1d", "depthwise", "grouped", or as ``op``."""
+        if self.op != "conv":
+            return self.op
+        if len(self.kernel) == 1:
+            return "conv1d"
+        return "conv" if self.groups == 1 else "depthwise" if self.depthwise else "grouped"
+
+    @property
     def kernel(self) -> tuple[int, ...]:
         """Spatial kernel size; () for linear layers."""
         return self.weight_shape[2:]

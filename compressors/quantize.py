@@ -99,7 +99,7 @@ def activation_code(ends: tuple[float, float], bits: int, numerics: Numerics) ->
     scale = max(-low, high, 1e-8) / most
     if numerics.activations == "power-of-two":
         scale = 2.0 ** math.ceil(math.log2(scale))
-    return ActivationCode(_float32(scale), 0, bits, -most - 1, most)
+    return ActivationCode(_float32(scale), 0, bits, -most if numerics.narrow else -most - 1, most)
 
 
 def _float32(value: float) -> float:

@@ -24,6 +24,8 @@ class Numerics:
     quantises float layers that stand between integer tensors, so they are integer in the policy too.
     ``float_output``: operations whose integer kernels can leave a float result;
     ``fuses_before_integers``: not where an activation is fused into a product of matrices.
+    ``at_reads``: activations are rounded only where an integer layer reads them, everything between layers
+    stays float (ncnn). ``narrow``: symmetric codes leave the lowest one out (-127 to 127 of 8 bits).
     """
 
     activations: str = "u8-affine"
@@ -32,11 +34,14 @@ class Numerics:
     quantises_between: bool = True
     fuses_before_integers: bool = True
     float_output: frozenset[str] = frozenset({"linear"})
+    at_reads: bool = False
+    narrow: bool = False
 
     @property
     def key(self) -> str:
         """Short text that identifies the numerics in stores and journals."""
-        return f"{self.activations}/w-{self.weight_reserve}/b{self.bias_bits}"
+        more = ("/reads" if self.at_reads else "") + ("/narrow" if self.narrow else "")
+        return f"{self.activations}/w-{self.weight_reserve}/b{self.bias_bits}{more}"
 
 
 def fused_output(graph: Graph, node: Node) -> str:
@@ -74,7 +79,7 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     act_bits = _resolve_act_bits(structure, abilities, policy, dead)
     weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
     if abilities.float_kernels:
-        act_bits = _without_idle(structure, alive, weight_bits, act_bits)
+        act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.numerics.at_reads)
     return ResolvedPolicy(
         structure.graph.digest, kept, factors, weight_bits, act_bits, removed, policy.criterion, policy.ranges
     )
@@ -225,7 +230,7 @@ def _resolve_weight_bits(
     structure: Structure, abilities: Abilities, policy: Policy, layer: Layer, act_bits: Mapping[str, int]
 ) -> int:
     """Bits of a layer's weights: what was asked for, made executable with the tensors around it."""
-    if "bits" in layer.fixed or layer.op not in abilities.integer_ops:
+    if "bits" in layer.fixed or not abilities.has_integer_kernel(layer):
         return FLOAT
     wanted: int | None = policy.weight_bits.get(layer.name)
     around = [_bits_around(structure, n, act_bits) for n in layer.nodes]
@@ -267,14 +272,18 @@ def _leaves_float(structure: Structure, numerics: Numerics, layer: Layer) -> boo
 
 
 def _without_idle(
-    structure: Structure, alive: list[Layer], weight_bits: Mapping[str, int], act_bits: dict[str, int]
+    structure: Structure,
+    alive: list[Layer],
+    weight_bits: Mapping[str, int],
+    act_bits: dict[str, int],
+    at_reads: bool,
 ) -> dict[str, int]:
     """Bits of the tensor groups; float where no integer layer reads or writes: rounding buys nothing."""
     used: set[str] = set()
     for layer in alive:
         if weight_bits[layer.name] != FLOAT:
             for node in layer.nodes:
-                used.update(_groups_around(structure, node))
+                used.update(_groups_around(structure, node)[: 1 if at_reads else 2])
     return {name: bits if name in used else FLOAT for name, bits in act_bits.items()}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .graph import WEIGHT_OPS, DimSize, Graph, Node, Structure, TensorType
 from .policy import FLOAT, ResolvedPolicy
-from .resolve import fused_output, without_blocks
+from .resolve import Numerics, fused_output, without_blocks
 
 
 @dataclass(frozen=True)
@@ -338,3 +338,38 @@ def placement(structure: Structure, skeleton: Skeleton, policy: ResolvedPolicy) 
         if ".factor" in inner and source is not None:
             tensors[fused_output(graph, n)] = source
     return Placement(tensors, params)
+
+
+def placed(
+    graph: Graph, structure: Structure, skeleton: Skeleton, policy: ResolvedPolicy, numerics: Numerics
+) -> tuple[Graph, Placement]:
+    """The folded graph as it is simulated and exported, and where its integers are."""
+    where = placement(structure, skeleton, policy)
+    return at_reads(graph, where) if numerics.at_reads else (graph, where)
+
+
+def at_reads(graph: Graph, where: Placement) -> tuple[Graph, Placement]:
+    """Quantisers only where integer layers read: what others read as well is read through an identity.
+
+    So a residual connection carries the exact sum while the convolution beside it rounds its input.
+    """
+    layers = {
+        n.name
+        for n in graph.nodes
+        if len(n.inputs) > 1 and n.inputs[1] in where.params and n.inputs[0] in where.tensors
+    }
+    read = dict.fromkeys(n.inputs[0] for n in graph.nodes if n.name in layers)
+    shared = {
+        t: f"{t}/read"
+        for t in read
+        if t in graph.outputs or any(n.name not in layers for n in graph.consumers[t])
+    }
+    copies = {t: Node("identity", name, (t,), (name,)) for t, name in shared.items()}
+    nodes = [copies[t] for t in graph.inputs if t in copies]
+    for n in graph.nodes:
+        if n.name in layers and n.inputs[0] in shared:
+            n = n.with_(inputs=(shared[n.inputs[0]], *n.inputs[1:]))
+        nodes += [n, *(copies[t] for t in n.outputs if t in copies)]
+    types = {name: graph.tensors[t] for t, name in shared.items()}
+    tensors = {shared.get(t, t): where.tensors[t] for t in read}
+    return graph.rebuilt(nodes, tensors=types), Placement(tensors, where.params)

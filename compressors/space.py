@@ -25,7 +25,8 @@ class Abilities:
     ``granularity``: channel counts offered are multiples of it. ``precisions``: pairs of (weight bits,
     activation bits) that execute as such, besides float; (w, 32) means weights alone.
     ``float_kernels``: False where nothing executes in float (arrays); what is not asked for then takes the
-    most bits there are. ``integer_ops``: operations that have integer kernels.
+    most bits there are. ``integer_ops``: operations that have integer kernels, save for the kinds of layer
+    (`Layer.kind`) in ``float_kinds``.
     ``methods``: which knobs are searched.
     """
 
@@ -34,10 +35,15 @@ class Abilities:
     precisions: tuple[tuple[int, int], ...] = ((8, 8),)
     float_kernels: bool = True
     integer_ops: frozenset[str] = frozenset({"conv", "linear"})
+    float_kinds: frozenset[str] = frozenset()
     methods: frozenset[str] = frozenset({"prune", "quantize", "factorize", "depth"})
     min_keep: float = 0.125
     skip: tuple[str, ...] = ()
     numerics: Numerics = field(default_factory=Numerics)
+
+    def has_integer_kernel(self, layer: Layer) -> bool:
+        """Whether the target executes the layer on integers at all."""
+        return layer.op in self.integer_ops and layer.kind not in self.float_kinds
 
     def offered(self, bits: tuple[int, ...]) -> tuple[int, ...]:
         """Bits a choice is offered, ascending: those with kernels, then float where it executes."""
@@ -272,7 +278,9 @@ def _bit_choices(structure: Structure, abilities: Abilities) -> list[Choice]:
         found += [
             Choice("weight_bits", x.name, abilities.offered(abilities.weight_bits))
             for x in structure.layers
-            if "bits" not in x.fixed and x.op in abilities.integer_ops and not _skipped((x.name,), abilities)
+            if "bits" not in x.fixed
+            and abilities.has_integer_kernel(x)
+            and not _skipped((x.name,), abilities)
         ]
     if len(abilities.offered(abilities.act_bits)) > 1:
         found += [

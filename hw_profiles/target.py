@@ -67,6 +67,10 @@ class NumericsFacts(_Frozen):
     between_asymmetric: bool = Field(
         False, description="and get one weight scale and one offset for the whole tensor, unlike all others"
     )
+    at_reads: bool = Field(
+        False, description="activations are rounded where an integer layer reads them, and nowhere else"
+    )
+    narrow_codes: bool = Field(False, description="symmetric activation codes leave the lowest one out")
 
 
 class Granularity(_Frozen):
@@ -85,6 +89,7 @@ class AbilitiesFacts(_Frozen):
     integer_precisions: tuple[tuple[int, int], ...]
     values_only_weight_bits: bool = False
     integer_ops: tuple[str, ...] = ("conv", "depthwise", "linear")
+    float_kinds: tuple[str, ...] = Field((), description="kinds of layer among them that have none after all")
 
 
 class Interval(_Frozen):

@@ -356,11 +356,27 @@ def ncnn_constants(fitted: Fit) -> dict[Key, float]:
     for table, (macs, moved) in tables.items():
         out |= _table(table, macs=one[macs], moved=one[moved], weight_core=one["weights"], overhead=launch)
     out |= _table("ncnn.depthwise", taps=one["depthwise"], moved=one["spread"], overhead=launch)
+    for name in (*tables, "ncnn.depthwise"):
+        out |= {
+            (name.replace("ncnn", "ncnn8"), feature): out[name, feature] * fitted.ratio.get(parameter, 1.0)
+            for feature, parameter in _parameters(name, tables).items()
+        }
     shares = {"macs": "matrix", "winograd.macs": "winograd", "moved": "moved", "taps": "depthwise"}
     shares["weight_core"] = "weights"
-    out |= {("ncnn/parallel", k): 1.0 - serial[p] for k, p in shares.items()}
     rest = {"macs": "gemm", "weight_core": "weights"}
-    return out | {("gemm.float/parallel", k): 1.0 - serial[p] for k, p in rest.items()}
+    for family in ("ncnn", "ncnn8"):
+        out |= {(f"{family}/parallel", k): 1.0 - serial[p] for k, p in shares.items()}
+    for family in ("gemm.float", "gemm.int8"):
+        out |= {(f"{family}/parallel", k): 1.0 - serial[p] for k, p in rest.items()}
+    return out
+
+
+def _parameters(table: str, tables: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Shared parameter of each feature of one of ncnn's tables."""
+    if table == "ncnn.depthwise":
+        return {"taps": "depthwise", "moved": "spread", "overhead": "overhead"}
+    macs, moved = tables[table]
+    return {"macs": macs, "moved": moved, "weight_core": "weights", "overhead": "overhead"}
 
 
 _CLASSES = {
@@ -375,9 +391,8 @@ def write(fitted: Fit, errors: dict[str, list[list[float]]]) -> None:
     reason = "two frameworks on one board differ by about 1.5x; ncnn was measured, onnxruntime runs"
     told = "runtime factor unknown", "; onnxruntime unmeasured"
     _write(TARGET, constants(fitted), fitted, every, (RUNTIME_FACTOR, reason), told)
-    floats = np.array([e[0] for name, found in errors.items() if "fp32" in name for e in found])
     same = "ncnn was measured and ncnn runs"
-    _write(NCNN, ncnn_constants(fitted), fitted, floats, (1.0, same), ("of this runtime", ", fp32"))
+    _write(NCNN, ncnn_constants(fitted), fitted, every, (1.0, same), ("of this runtime", ""))
 
 
 def _write(

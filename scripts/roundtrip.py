@@ -76,7 +76,7 @@ def share_of_two(space: PolicySpace) -> float:
         knobs = (
             ("keep", owner.get(layer.name)) in subjects,
             ("rank", layer.name) in subjects,
-            bits and layer.op in space.abilities.integer_ops,
+            bits and space.abilities.has_integer_kernel(layer),
         )
         double += math.prod(layer.weight_shape) * (sum(knobs) >= 2)
     params = structure.graph.params.values()

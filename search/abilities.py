@@ -25,6 +25,8 @@ def numerics_of(target: Target) -> Numerics:
         quantises_between=facts.quantises_between,
         float_output=floats,
         fuses_before_integers=target.runtime.name == "onnxruntime",
+        at_reads=facts.at_reads,
+        narrow=facts.narrow_codes,
     )
 
 
@@ -59,6 +61,7 @@ def abilities_of(
         precisions=precisions,
         float_kernels=target.base_precision != "w8a8",
         integer_ops=frozenset(_operations(facts.integer_ops)),
+        float_kinds=frozenset(facts.float_kinds),
         methods=frozenset(chosen),
         min_keep=0.125 if min_keep is None else min_keep,
         skip=tuple(skip),

@@ -285,7 +285,7 @@ class Lowering:
         if method == "program":
             from search.lowering_ncnn import program_template
 
-            return program_template(graph, plan.skeleton, self.batch, self.constants)
+            return program_template(graph, plan.skeleton, plan.where, self.batch, self.constants)
         return ask(
             graph,
             plan.where,

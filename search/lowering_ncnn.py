@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import WEIGHT_OPS, Graph
-from compressors.skeleton import Skeleton
+from compressors.skeleton import Placement, Skeleton, at_reads
 from hw_profiles.kernel import KernelKind
 from search.emit_ncnn import Layer, Program, emit_ncnn
 from search.emit_ncnn.builder import BOOKKEEPING
@@ -17,20 +18,25 @@ from search.lowering_template import ONE, Cell, Dim, SymbolicKernel, Template, c
 Sizes = tuple[Dim, ...]
 
 
-def program_template(graph: Graph, skeleton: Skeleton, batch: int, constants: Mapping[str, Any]) -> Template:
+def program_template(
+    graph: Graph, skeleton: Skeleton, where: Placement, batch: int, constants: Mapping[str, Any]
+) -> Template:
     """The template of a concrete graph: its program without weights, sizes as formulas.
 
     Raises UsageError for more than one sample, UnsupportedOperationError for what ncnn has no layer for.
     """
     if batch != 1:
         raise UsageError(f"ncnn runs one sample at a time, not {batch=}.", "Use --batch 1.")
-    program = emit_ncnn(graph, None, constants)
+    graph, where = at_reads(graph, where)
+    activations = {t: ActivationCode(1.0, 0, bits, -127, 127) for t, bits in where.tensors.items()}
+    codes = {p: WeightCode(None, 0, bits, 127) for p, bits in where.params.items()}  # type: ignore[arg-type]
+    program = emit_ncnn(graph, None, activations, codes, constants)
     reading = _Reading(program, Source(graph, skeleton.sizes, skeleton.layer_of, 1))
     kernels = tuple(reading.kernel(x) for x in program.layers if x.type not in BOOKKEEPING)
     tensors = {t: count(reading.sizes(t)) for k in kernels for t in (*k.reads, *k.writes)}
-    return Template(
-        kernels, tensors, program.inputs, tuple(reading.source(t) for t in program.outputs), "program"
-    )
+    outputs = tuple(reading.source(t) for t in program.outputs)
+    codes_only = {t: 1.0 for x in program.layers if _integer(x, 8, 0) > 100 for t in x.outputs}
+    return Template(kernels, tensors, program.inputs, outputs, "program", widths=codes_only)
 
 
 class _Reading:
@@ -58,7 +64,7 @@ class _Reading:
         node = self.network.graph.by_name[x.node]
         layer = self.network.layer_of.get(node.name, node.outputs[0])
         bearing = node.op in WEIGHT_OPS and bool(x.weight)
-        kind = KernelKind(x.type, "ncnn", "fp32", layer, x.fused, bearing)
+        kind = KernelKind(x.type, "ncnn", x.precision, layer, x.fused, bearing)
         reads = tuple(self.source(t) for t in x.inputs if self.source(t) not in self._constant)
         return SymbolicKernel(kind, self._cells(x, bearing), reads, x.outputs)
 
@@ -71,8 +77,8 @@ class _Reading:
             "in_elements": tuple(term for sizes in ins for term in count(sizes)),
             "out_elements": count(y),
             "weight_elements": count(weight) if bearing else cell(0.0),
-            "weight_bits": cell(32.0),
-            "act_bits": cell(32.0),
+            "weight_bits": cell(8.0 if x.precision == "int8" else 32.0),
+            "act_bits": cell(8.0 if x.precision == "int8" else 32.0),
         }
         if x.type == "InnerProduct":
             rows = tuple(y[:-1]) or (ONE,)

@@ -75,7 +75,7 @@ def read_layers(net: Any, text: str) -> list[FoundKernel]:
             FoundKernel(
                 x.type,
                 "ncnn",
-                "fp32",
+                "int8" if line.integer(8) and weight else "fp32",
                 x.name,
                 _fused(line),
                 tuple((1, *shapes[t]) for t in reads),

@@ -200,7 +200,7 @@ def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
     reached = {name for c in space.choices for name in groups.get(c.subject, (c.subject,))}
     if any(c.kind == "act_bits" for c in space.choices):
         reached |= {
-            x.name for x in structure.layers if "bits" not in x.fixed and x.op in abilities.integer_ops
+            x.name for x in structure.layers if "bits" not in x.fixed and abilities.has_integer_kernel(x)
         }
     return [
         (x.name, "; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it")

@@ -13,7 +13,7 @@ from compressors.apply import Network
 from compressors.compressed import ActivationCode, Compressed, WeightCode
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
-from compressors.skeleton import concrete, unknowns
+from compressors.skeleton import concrete, placed, unknowns
 
 from .errors import InputError
 
@@ -49,6 +49,7 @@ def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
     policy = ResolvedPolicy.from_dict(document["policy"])
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
+    graph, _ = placed(graph, network.structure, skeleton, policy, numerics)
     weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
     missing = [p for p, t in graph.params.items() if p not in weights or tuple(weights[p].shape) != t.shape]
     if missing:

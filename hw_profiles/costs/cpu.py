@@ -106,9 +106,9 @@ def family(kind: KernelKind) -> str:
     if kind.op in CONV_OPS:
         if ASYMMETRIC in kind.fused:
             return "int8/asymmetric"
-        if integer:
-            return "int8"
-        return next((name for name in ("nchwc", "ncnn") if name in kind.domain), "plain")
+        if kind.domain == "ncnn":
+            return "ncnn8" if integer else "ncnn"
+        return "int8" if integer else ("nchwc" if "nchwc" in kind.domain else "plain")
     if kind.op in MATMUL_OPS:
         return "gemm.int8" if integer else "gemm.float"
     return "simple"
@@ -119,7 +119,7 @@ def variants(name: str, s: Shapes) -> Index:
     kind = np.where(s.kernel_h * s.kernel_w == 1.0, 1, 0)
     if name == "nchwc":
         kind = np.where(s.cin < LANES, 3, np.where(s.kernel_h * s.kernel_w > 9.0, 8, kind))
-    if name == "ncnn":
+    if name.startswith("ncnn"):
         kind = np.where(by_winograd(s), _VARIANTS.index("winograd"), kind)
     thin = (s.groups > 1.0) & (s.groups == s.cin) & (s.cin == s.cout)
     kind = np.where(thin, 2, np.where(s.groups > 1.0, 4, kind))
@@ -248,7 +248,7 @@ class CpuCost(CostModel):
         overhead[index] = launches[first]
         if mixed:  # launches belong to kernels, not to policies: what a policy's variant differs by is busy
             busy[:, index] += launches[kinds] - launches[first]
-        dense = _CLASS["conv_int" if name.startswith("int8") else "conv_float"]
+        dense = _CLASS["conv_int" if name.startswith("int8") or name == "ncnn8" else "conv_float"]
         classes[index] = np.where(np.isin(first, _DEPTHWISE), _CLASS["depthwise"], dense)
 
     def _simple(
@@ -283,7 +283,8 @@ _FALLBACK = {
     "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
     "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
     "ncnn.pointwise": "ncnn.dense", "ncnn.grouped": "ncnn.dense", "ncnn.winograd": "ncnn.dense",
-    "ncnn.depthwise": "ncnn.dense",
+    "ncnn.depthwise": "ncnn.dense", "ncnn8.pointwise": "ncnn8.dense", "ncnn8.grouped": "ncnn8.dense",
+    "ncnn8.winograd": "ncnn8.dense", "ncnn8.depthwise": "ncnn8.dense",
     "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
     "skipnorm": "norm",
 }  # fmt: skip

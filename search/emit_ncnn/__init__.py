@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import Graph
 from search.emit.builder import UnsupportedOperationError
 from search.emit_ncnn.builder import Blob, Builder, Layer, Program
@@ -17,15 +18,20 @@ from search.emit_ncnn.operations import OPERATIONS
 
 
 def emit_ncnn(
-    graph: Graph, weights: Mapping[str, Any] | None, constants: Mapping[str, Any] | None = None
+    graph: Graph,
+    weights: Mapping[str, Any] | None,
+    activations: Mapping[str, ActivationCode] | None = None,
+    codes: Mapping[str, WeightCode] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> Program:
     """The layers of a concrete graph for one sample; ncnn knows no batch.
 
-    ``weights`` are float values (tensors or arrays) by parameter; None leaves the values out where the
-    program is only to be read: `Program.binary` then is empty, and of numbers in formulas only ``constants``
-    are known. Raises UnsupportedOperationError.
+    ``weights`` are float values (tensors or arrays) by parameter, already rounded where ``codes`` names them;
+    ``activations`` are the quantisers of what integer layers read, and of nothing else (`at_reads`). Without
+    ``weights`` the program is only to be read: `Program.binary` is empty, no quantiser's values are looked
+    at, and of numbers in formulas only ``constants`` are known. Raises UnsupportedOperationError.
     """
-    b = Builder(graph, weights, constants)
+    b = Builder(graph, weights, activations or {}, codes or {}, constants)
     for n in graph.nodes:
         handler = OPERATIONS.get(n.op)
         if handler is None:

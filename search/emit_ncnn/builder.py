@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import Graph, Node
 from search.emit.builder import UnsupportedOperationError, as_array
 
@@ -23,6 +24,7 @@ MAGIC = 7767517
 BOOKKEEPING = frozenset({"Input", "MemoryData", "Split", "Noop"})
 #: Weights that stand behind this word are 32-bit floats; those of other layers stand without it.
 _FLOAT32_TAG = (0).to_bytes(4, "little")
+_INT8_TAG = (0x000D4B38).to_bytes(4, "little")
 
 Value = int | float | Sequence[int] | Sequence[float]
 #: One size of a blob: a number, or where it comes from: (tensor or parameter of the graph, dimension).
@@ -40,8 +42,11 @@ class Blob:
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of a .param file. ``node`` is the operation of the graph it executes, "" for bookkeeping;
-    ``weight`` its parameter; ``fused`` what runs inside it as well."""
+    """One line of a .param file; those with weights are called after them.
+
+    ``node`` is the operation of the graph it executes, "" for bookkeeping; ``weight`` its parameter;
+    ``fused`` what runs inside it as well; ``precision`` "fp32" or "int8".
+    """
 
     type: str
     name: str
@@ -52,6 +57,7 @@ class Layer:
     node: str = ""
     weight: str = ""
     fused: tuple[str, ...] = ()
+    precision: str = "fp32"
 
     def line(self) -> str:
         """The layer as text."""
@@ -96,7 +102,12 @@ class Builder:
     """Collects the layers of one program. Handlers name blobs as the graph names its tensors."""
 
     def __init__(
-        self, graph: Graph, weights: Mapping[str, Any] | None, constants: Mapping[str, Any] | None = None
+        self,
+        graph: Graph,
+        weights: Mapping[str, Any] | None,
+        activations: Mapping[str, ActivationCode],
+        codes: Mapping[str, WeightCode],
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         if (graph.fixed_batch or 1) != 1:
             raise UnsupportedOperationError(
@@ -104,6 +115,8 @@ class Builder:
             )
         self.graph = graph
         self.weights = weights
+        self.activations = activations
+        self.codes = codes
         self._numbers = weights if weights is not None else constants or {}
         self.layers: list[Layer] = []
         self.blobs: dict[str, Blob] = {}
@@ -169,7 +182,8 @@ class Builder:
         """Add a layer that executes ``n`` or a part of it."""
         outs = tuple(outputs)
         reads = tuple(self.read(t) for t in inputs)
-        self.layers.append(Layer(kind, outs[0], reads, outs, params or {}, data, n.name, **more))
+        name = more.get("weight") or outs[0]
+        self.layers.append(Layer(kind, name, reads, outs, params or {}, data, n.name, **more))
 
     def memory(self, param: str, rank: int) -> str:
         """A stored constant as a blob of the given rank, sizes of 1 put in front."""
@@ -211,6 +225,15 @@ class Builder:
     def tagged(self, values: NDArray[np.float32] | None) -> bytes:
         """Values behind the tag of their type."""
         return b"" if values is None else _FLOAT32_TAG + np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+    def floats(self, values: Iterable[float]) -> bytes:
+        """A row of numbers without a tag."""
+        return np.asarray(list(values), dtype="<f4").tobytes()
+
+    def whole(self, codes: NDArray[np.int8]) -> bytes:
+        """8-bit codes behind their tag, filled up to whole words."""
+        data = np.ascontiguousarray(codes).tobytes()
+        return _INT8_TAG + data + b"\0" * (-len(data) % 4)
 
     # -- the program
 
@@ -267,7 +290,7 @@ class Names:
         name = made = re.sub(r"\s", "_", wanted)[-200:]
         count = 1
         while made in self._layers:
-            made, count = f"{name}_{count}", count + 1
+            made, count = f"{name}/{count}", count + 1
         self._layers.add(made)
         return made
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressors.graph import Node
-from search.emit.builder import UnsupportedOperationError
+from search.emit.builder import UnsupportedOperationError, as_array
 from search.emit_ncnn.builder import Builder, Value, shape_params
 
 
@@ -43,6 +43,36 @@ def _fused(n: Node) -> tuple[int, list[float]] | None:
         "mish": (5, []),
         "hardswish": (6, [1 / 6, 0.5]),
     }.get(n.op)
+
+
+def is_integer(b: Builder, n: Node) -> bool:
+    """Whether the operation reads codes: quantised input and quantised weight."""
+    return n.inputs[0] in b.activations and n.inputs[1] in b.codes
+
+
+def stays_integer(b: Builder, tensor: str) -> bool:
+    """Whether a tensor is handed on as codes: it is quantised, and none but integer layers read it."""
+    return tensor in b.activations and tensor not in b.graph.outputs
+
+
+def integer_data(b: Builder, n: Node, last: Node | None = None) -> bytes:
+    """Codes of the weights, float bias, then scales: of weights by channel, of the input, of the output.
+
+    ncnn multiplies by its scales where ours divide, and rounds halves away from zero; ``last`` is the node
+    whose output is handed on as codes.
+    """
+    if b.weights is None:
+        return b""
+    code, bias = b.codes[n.inputs[1]], n.inputs[2]
+    scale = as_array(code.scale).astype(np.float64)
+    values = as_array(b.weights[n.inputs[1]])
+    rounded = np.rint(values / scale.reshape(-1, *(1 for _ in values.shape[1:])))
+    data = b.whole(np.clip(rounded, -code.high, code.high).astype(np.int8))
+    data += b.raw(bias) if bias else b""
+    data += b.floats(1.0 / scale) + b.floats([1.0 / b.activations[n.inputs[0]].scale])
+    if last is not None and stays_integer(b, last.outputs[0]):
+        data += b.floats([1.0 / b.activations[last.outputs[0]].scale])
+    return data
 
 
 def conv(b: Builder, n: Node) -> None:
@@ -86,9 +116,15 @@ def _convolution(
         kind, params[7] = f"{kind}DepthWise", a["groups"]
     last, fused, names = activation(b, n)
     data = b.tagged(values) + (b.raw(bias) if bias else b"")
+    precision = "fp32"
+    if is_integer(b, n):
+        if kind.startswith("Deconvolution") or rank != 2 or (a["groups"] > 1 and shape[1] > 1):
+            raise UnsupportedOperationError(f"{n.op} {n.name!r}: ncnn has no integer kernel for it")
+        data, precision = integer_data(b, n, last), "int8"
+        params[8] = 101 if stays_integer(b, last.outputs[0]) else 1
     b.layer(
         kind if rank == 2 else f"{kind}1D", n, [x], [b.blob(last.outputs[0])],
-        dict(sorted({**params, **fused}.items())), data, weight=w, fused=names,
+        dict(sorted({**params, **fused}.items())), data, weight=w, fused=names, precision=precision,
     )  # fmt: skip
 
 
@@ -100,13 +136,17 @@ def linear(b: Builder, n: Node) -> None:
     out = b.blob(last.outputs[0])
     params: dict[int, Value] = {0: rows, 1: int(bool(bias)), 2: rows * columns, **fused}
     data = b.tagged(b.array(w)) + (b.raw(bias) if bias else b"")
+    precision = "fp32"
+    if is_integer(b, n):
+        data, precision, params[8] = integer_data(b, n), "int8", 1
+    params = dict(sorted(params.items()))
     source = b.blobs[b.read(x)]
     if len(source.shape) <= 2:
-        b.layer("InnerProduct", n, [x], [out], params, data, weight=w, fused=names)
+        b.layer("InnerProduct", n, [x], [out], params, data, weight=w, fused=names, precision=precision)
         return
     count = math.prod(source.shape[:-1])
     flat = b.inner(n, "rows", (count, columns), (count, source.sizes[-1]))
     product = b.inner(n, "product", (count, rows), (count, b.blobs[out].sizes[-1]))
     b.layer("Reshape", n, [x], [flat], shape_params((count, columns), 0, 1, 11, 2))
-    b.layer("InnerProduct", n, [flat], [product], params, data, weight=w, fused=names)
+    b.layer("InnerProduct", n, [flat], [product], params, data, weight=w, fused=names, precision=precision)
     b.layer("Reshape", n, [product], [out], shape_params(b.sample(out)[0], 0, 1, 11, 2))

@@ -1,4 +1,4 @@
-"""model.ncnn.param and model.ncnn.bin, run by ncnn in 32-bit floats."""
+"""model.ncnn.param and model.ncnn.bin, run by ncnn in 32-bit floats and 8-bit integers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHORTER = (
 
 @final
 class NcnnExporter(Exporter):
-    """ncnn's pair of files: layers as text, weights as 32-bit floats. One sample at a time."""
+    """ncnn's pair of files: layers as text, weights as floats or 8-bit codes. One sample at a time."""
 
     runtime = "ncnn"
     names = (PARAM, BIN)
@@ -49,12 +49,13 @@ class NcnnExporter(Exporter):
         """See `Exporter.write`."""
         from search.emit_ncnn import emit_ncnn
 
-        if compressed.activations:
+        if compressed.activations and not (compressed.numerics.at_reads and compressed.numerics.narrow):
             raise InputError(
-                "ncnn files are written in float only; this policy quantises activations.",
-                "Search it for a target whose runtime is ncnn.",
+                f"ncnn does not round activations as {compressed.numerics.key}.",
+                "Search for a target whose runtime is ncnn.",
             )
-        program = emit_ncnn(compressed.graph, compressed.weights)
+        c = compressed
+        program = emit_ncnn(c.graph, c.weights, c.activations, c.codes)
         return {PARAM: program.text.encode(), BIN: program.binary}
 
     def answers(

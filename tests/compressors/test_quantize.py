@@ -268,3 +268,45 @@ def test_views_and_pooling_keep_their_input_quantiser() -> None:
     assert sum(n.op == "max_pool" for n in small.graph.nodes) == 2
     assert len(small.activations) >= 7
     assert space_of("plain").abilities.act_bits == (8,)
+
+
+class _Shared(torch.nn.Module):
+    """One tensor that a convolution and an addition read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(2, 8, 3, padding=1)
+        self.second = torch.nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 2, 6, 6) to (n, 8, 6, 6)."""
+        y = torch.relu(self.first(x))
+        return y + torch.relu(self.second(y))
+
+
+def test_rounding_at_reads_leaves_the_rest_exact() -> None:
+    """Codes of convolutions' inputs only: the sum is of what the first wrote, not of what the second read."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 2, 6, 6)
+    network = Network.from_module(_Shared().eval(), (x[:1],), (x,))
+    numerics = Numerics("s8-symmetric", quantises_between=False, at_reads=True, narrow=True)
+    space = PolicySpace(network.structure, Abilities(numerics=numerics))
+    compressed = compress(network, space.resolve(space.uniform(1.0, 8)), numerics)
+    codes, weights = compressed.activations, compressed.weights
+    assert len(codes) == 2
+    assert {c.low for c in codes.values()} == {-127}
+    assert numerics.key != Numerics("s8-symmetric").key
+    (read,) = [t for t in codes if t.endswith("/read")]
+    (given,) = set(codes) - {read}
+    assert given in compressed.graph.inputs
+
+    def layer(name: str, value: Tensor) -> Tensor:
+        return torch.relu(
+            torch.conv2d(value, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+        )
+
+    y = layer("first", fake_quantize(x, codes[given]))
+    wanted = y + layer("second", fake_quantize(y, codes[read]))
+    (found,) = simulate(compressed, (x,))
+    torch.testing.assert_close(found, wanted)
+    assert not torch.equal(fake_quantize(y, codes[read]), y)

@@ -44,7 +44,7 @@ def residual():
 
 def float_policies(network: Network, count: int, seed: int = 0):
     """Random policies that leave everything in float, with the space they come from."""
-    abilities = abilities_of(load_target(NCNN))
+    abilities = abilities_of(load_target(NCNN), methods=("prune", "factorize", "depth"))
     space = PolicySpace(network.structure, abilities)
     rng = np.random.default_rng(seed)
     drawn = [space.resolve(space.decode(rng.random(space.dimension))) for _ in range(count)]
@@ -116,8 +116,65 @@ def test_integers_are_not_written_as_ncnn_files(residual):
     space = PolicySpace(network.structure, abilities)
     compressed = compress(network, space.resolve(space.uniform(1.0, 8)), abilities.numerics)
     assert compressed.activations
-    with pytest.raises(InputError, match="float only"):
+    with pytest.raises(InputError, match="ncnn does not round activations as u8-affine"):
         NcnnExporter().write(compressed)
+
+
+def test_integers_in_ncnn(residual):
+    """Convolutions hand codes on, the residual sum stays float, and every answer is the simulation's."""
+    needs(EXPORTERS["ncnn"])
+    network, x = residual
+    abilities = abilities_of(load_target(NCNN))
+    space = PolicySpace(network.structure, abilities)
+    policy = space.resolve(space.uniform(1.0, 8))
+    compressed = compress(network, policy, abilities.numerics)
+    assert {c.low for c in compressed.activations.values()} == {-127}
+    files = NcnnExporter().write(compressed)
+    found = verify(compressed, files, (x,), NcnnExporter())
+    assert found.passed
+    assert found.relative_error < 1e-3
+    assert found.kernels_checked == 7
+    kernels = NcnnExporter().kernels(files)
+    assert [k.precision for k in kernels if k.weight_bearing] == ["int8"] * 7
+    assert {k.precision for k in kernels if not k.weight_bearing} == {"fp32"}
+    rows = [r.split() for r in files[PARAM].decode().splitlines()[2:]]
+    terms = [w for r in rows for w in r if w in ("8=1", "8=101")]
+    assert terms.count("8=101") == 2  # from the first to the second convolution of each block
+    assert len(files[BIN]) < 0.3 * len(NcnnExporter().write(_dense(network))[BIN])
+    lowering = Lowering(network.structure, load_target(NCNN), weights=network.weights)
+    assert not compare(lowering.kernels([policy])[0][1].row(0), kernels)
+    integer, dense = lowering.costs([policy, space.resolve(space.dense)])["latency_ms"]
+    assert integer < dense
+
+
+def _dense(network: Network):
+    policies, numerics = float_policies(network, 0)
+    return compress(network, policies[0], numerics)
+
+
+@pytest.mark.parametrize("name", ["inverted-residual", "inception", "transformer", "grouped", "conv1d"])
+def test_mixed_precision_in_ncnn(name):
+    needs(EXPORTERS["ncnn"])
+    module, example = networks()[name]()
+    x = tuple(torch.randn(32, *e.shape[1:], generator=torch.Generator().manual_seed(1)) for e in example)
+    network = Network.from_module(module.eval(), example, x)
+    abilities = abilities_of(load_target(NCNN))
+    space = PolicySpace(network.structure, abilities)
+    rng = np.random.default_rng(1)
+    lowering = Lowering(network.structure, load_target(NCNN), weights=network.weights)
+    seen: set[str] = set()
+    for _ in range(3):
+        policy = space.resolve(space.decode(rng.random(space.dimension)))
+        compressed = compress(network, policy, abilities.numerics)
+        files = NcnnExporter().write(compressed)
+        found = verify(compressed, files, x, NcnnExporter())
+        assert found.passed
+        kernels = NcnnExporter().kernels(files)
+        assert not compare(lowering.kernels([policy])[0][1].row(0), kernels)
+        seen |= {k.op for k in kernels if k.precision == "int8"}
+        assert lowering.unknown_operations(policy) == ()
+    assert "Convolution1D" not in seen
+    assert seen
 
 
 @pytest.mark.parametrize("name", sorted(networks()))
@@ -178,16 +235,19 @@ def test_a_missing_runtime_is_told_before_anything_is_searched(monkeypatch):
 
 def test_policies_are_priced_in_precisions_the_other_runtime_has(residual):
     network, _ = residual
-    onnx, ncnn = load_target("raspberry-pi-4"), load_target(NCNN)
+    onnx = load_target("raspberry-pi-4")
+    facts = onnx.abilities.model_copy(update={"integer_precisions": ()})
+    floats = onnx.model_copy(update={"abilities": facts})
     space = PolicySpace(network.structure, abilities_of(onnx))
     integer = space.resolve(space.uniform(0.5, 8))
-    plain, form = in_precisions_of(ncnn, integer)
+    plain, form = in_precisions_of(floats, integer)
     assert form == " in float"
     assert set(plain.weight_bits.values()) | set(plain.act_bits.values()) == {FLOAT}
     assert plain.kept == integer.kept
     assert in_precisions_of(onnx, integer) == (integer, "")
     dense = space.resolve(Policy())
-    assert in_precisions_of(ncnn, dense)[1] == ""
+    assert in_precisions_of(floats, dense)[1] == ""
+    assert in_precisions_of(load_target(NCNN), integer) == (integer, "")
 
 
 def test_verdict_needs_intervals_apart():
