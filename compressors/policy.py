@@ -13,22 +13,16 @@ from functools import cached_property
 from typing import Any
 
 from .errors import PolicyError
+from .factors import FACTORISATIONS
 
 SCHEMA_VERSION = 1
 #: Bits of a value that is not quantised.
 FLOAT = 32
-#: Factorisation methods and the number of ranks each takes.
-FACTOR_METHODS: Mapping[str, int] = {"svd": 1, "spatial": 1, "tucker2": 2}
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A factorisation of one layer: ``method`` and its rank(s).
-
-    svd: (r,) two layers, k x k to r channels then 1 x 1 (Zhang et al. 2016, eq. 3);
-    spatial: (r,) k x 1 then 1 x k (Jaderberg et al. 2014, scheme 2);
-    tucker2: (r_in, r_out) 1 x 1, k x k, 1 x 1 (Kim et al. 2016).
-    """
+    """A factorisation of one layer: ``method``, one of `FACTORISATIONS`, and its rank(s)."""
 
     method: str
     rank: tuple[int, ...]
@@ -169,12 +163,12 @@ def _check_layer(name: str, value: Any) -> str:
     factor = value["factor"]
     if not isinstance(factor, dict) or set(factor) != {"method", "rank"}:
         return f"{where}.factor must hold method and rank, nothing else"
-    if not isinstance(factor["method"], str) or factor["method"] not in FACTOR_METHODS:
-        return f"{where}.factor.method must be one of {', '.join(FACTOR_METHODS)}"
+    if not isinstance(factor["method"], str) or factor["method"] not in FACTORISATIONS:
+        return f"{where}.factor.method must be one of {', '.join(FACTORISATIONS)}"
     rank = factor["rank"]
     if (
         not isinstance(rank, list)
-        or len(rank) != FACTOR_METHODS[factor["method"]]
+        or len(rank) != FACTORISATIONS[factor["method"]].ranks
         or not all(_int_in(r, 1, 1 << 24) for r in rank)
     ):
         return f"{where}.factor.rank = {rank!r} does not fit method {factor['method']!r}"
