@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .errors import PolicyError
@@ -18,6 +19,8 @@ from .factors import FACTORISATIONS
 SCHEMA_VERSION = 1
 #: Bits of a value that is not quantised.
 FLOAT = 32
+#: What a document that does not name how weight scales are found means.
+SCALES = "mse"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Policy:
 
     ``keep[group]`` in (0, 1]; ``rank[layer]`` = (method, ratio of the full rank in (0, 1]);
     ``weight_bits[layer]`` and ``act_bits[tensor group]`` in 2..8 or 32 (float); ``removed`` names blocks.
-    ``criterion`` chooses which channels stay; ``ranges`` how activation ranges are found.
+    ``criterion`` chooses which channels stay; ``ranges`` and ``scales`` how the ranges of activations and
+    the scales of weights are found.
     """
 
     keep: Mapping[str, float] = field(default_factory=dict)
@@ -44,6 +48,7 @@ class Policy:
     removed: frozenset[str] = frozenset()
     criterion: str = "obs"
     ranges: str = "mse"
+    scales: str = "mse"
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,17 @@ class ResolvedPolicy:
     removed: tuple[str, ...] = ()
     criterion: str = "obs"
     ranges: str = "mse"
+    scales: str = "mse"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON document, keys sorted, as published in ``policy.schema.json``."""
+        """JSON document, keys sorted, as `policy_schema` describes it."""
         layers: dict[str, dict[str, Any]] = {}
         for name in sorted(self.weight_bits):
             layers[name] = {"weight_bits": self.weight_bits[name]}
             if name in self.factors:
                 f = self.factors[name]
                 layers[name]["factor"] = {"method": f.method, "rank": list(f.rank)}
-        return {
+        found = {
             "schema_version": SCHEMA_VERSION,
             "network": self.network,
             "groups": dict(sorted(self.kept.items())),
@@ -81,6 +87,9 @@ class ResolvedPolicy:
             "criterion": self.criterion,
             "ranges": self.ranges,
         }
+        if self.scales != SCALES:
+            found["scales"] = self.scales
+        return found
 
     def to_json(self) -> str:
         """Canonical JSON text."""
@@ -116,11 +125,40 @@ class ResolvedPolicy:
             removed=tuple(sorted(doc["removed"])),
             criterion=doc["criterion"],
             ranges=doc["ranges"],
+            scales=doc.get("scales", SCALES),
         )
 
 
+def policy_schema() -> dict[str, Any]:
+    """The JSON Schema of policy documents, with every factorisation that is registered in this process.
+
+    The published ``policy.schema.json`` is this schema with the built-in ones.
+    """
+    text = Path(__file__).with_name("policy.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    schema["$defs"]["factor"]["oneOf"] = [
+        {
+            "description": FACTORISATIONS.summary(name),
+            "type": "object",
+            "required": ["method", "rank"],
+            "additionalProperties": False,
+            "properties": {
+                "method": {"const": name},
+                "rank": {
+                    "type": "array",
+                    "items": {"$ref": "#/$defs/rank"},
+                    "minItems": scheme.ranks,
+                    "maxItems": scheme.ranks,
+                },
+            },
+        }
+        for name, scheme in FACTORISATIONS.items()
+    ]
+    return schema
+
+
 def check_document(doc: Any) -> str:
-    """What is wrong with a policy document, "" when nothing is. Mirrors policy.schema.json."""
+    """What is wrong with a policy document, "" when nothing is. Mirrors `policy_schema`."""
     if not isinstance(doc, dict):
         return f"expected an object, got {type(doc).__name__}"
     version = doc.get("schema_version")
@@ -138,8 +176,10 @@ def check_document(doc: Any) -> str:
     for key, kind in kinds.items():
         if not isinstance(doc.get(key), kind):
             return f"{key!r} is missing or not of type {kind.__name__}"
+    if not isinstance(doc.get("scales", SCALES), str):
+        return "'scales' is not of type str"
     for key in doc:
-        if key not in kinds and key != "schema_version":
+        if key not in kinds and key not in ("schema_version", "scales"):
             return f"unknown key {key!r}"
     for name, kept in doc["groups"].items():
         if not _int_in(kept, 1, 1 << 24):

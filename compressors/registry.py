@@ -8,6 +8,7 @@ so is any module that an installed package names under the entry point group ``t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -65,6 +66,17 @@ class Registry(Mapping[str, T], Generic[T]):
     def summaries(self) -> dict[str, str]:
         """Name to one line."""
         return {name: self.summary(name) for name in self}
+
+    @contextmanager
+    def having(self, name: str, item: T) -> Iterator[str]:
+        """For tests: inside the block ``name`` means ``item``, whatever it meant before."""
+        self._load()
+        before = dict(self._held)
+        self._held[name] = item
+        try:
+            yield name
+        finally:
+            self._held = before
 
     def __getitem__(self, name: str) -> T:
         self._load()

@@ -77,7 +77,15 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     if abilities.float_kernels:
         act_bits = _without_idle(structure, alive, weight_bits, act_bits)
     return ResolvedPolicy(
-        structure.graph.digest, kept, factors, weight_bits, act_bits, removed, policy.criterion, policy.ranges
+        structure.graph.digest,
+        kept,
+        factors,
+        weight_bits,
+        act_bits,
+        removed,
+        policy.criterion,
+        policy.ranges,
+        policy.scales,
     )
 
 

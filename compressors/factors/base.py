@@ -154,9 +154,7 @@ def _shapes(layer: Layer, shape: Shape, factor: Factor, stride: Shape) -> list[t
     steps, positions = _plan(scheme, layer.op, shape[2:], stride)
     cout, cin = shape[:2] if layer.op != "conv_transpose" else (shape[1], shape[0])
     ends = channel_ends(steps, cin, cout, factor.rank, 1)
-    return [
-        ((*first, *s.kernel), at) for s, at, (first, _) in zip(steps, positions, ends, strict=True)
-    ]
+    return [((*first, *s.kernel), at) for s, at, (first, _) in zip(steps, positions, ends, strict=True)]
 
 
 __all__ = [

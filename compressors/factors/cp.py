@@ -5,7 +5,7 @@ Differences from the paper (Lebedev et al. 2015, section 3):
 | paper | here | why |
 |---|---|---|
 | k x 1 and 1 x k depthwise | one k x k depthwise | every runtime has that kernel; nothing is lost at a rank |
-| non-linear least squares from random starts | alternating least squares from the start below | same result each time |
+| non-linear least squares, random starts | alternating ones from the start below | always the same result |
 | rank chosen by hand | searched | |
 
 The start is the best sum of depthwise convolutions, each followed by 1 x 1 (network decoupling, Guo et al.
@@ -42,7 +42,11 @@ def _full_rank(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _steps(op: str, kernel: tuple[int, ...], attrs: Mapping[str, Any]) -> list[Step]:
-    return [pointwise(kernel, 0), Step(op, None, kernel, {**neutral(kernel), **attrs}, True), pointwise(kernel)]
+    return [
+        pointwise(kernel, 0),
+        Step(op, None, kernel, {**neutral(kernel), **attrs}, True),
+        pointwise(kernel),
+    ]
 
 
 @factorisation(

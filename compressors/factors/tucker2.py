@@ -30,9 +30,9 @@ def _steps(op: str, kernel: tuple[int, ...], attrs: Mapping[str, Any]) -> list[S
     "tucker2", ranks=2, fits=fits, full_rank=_full_rank, within=_within, steps=_steps, default=True
 )
 def tucker2(weight: Tensor, rank: tuple[int, ...], transposed: bool = False) -> list[Tensor]:
-    """1 x 1, k x k, 1 x 1: Tucker-2 over input and output channels (Kim et al. 2016), by orthogonal iteration.
+    """1 x 1, k x k, 1 x 1: Tucker-2 over input and output channels (Kim et al. 2016).
 
-    Higher-order orthogonal iteration (De Lathauwer et al. 2000), three sweeps.
+    By higher-order orthogonal iteration (De Lathauwer et al. 2000), three sweeps.
     """
     import torch
 

@@ -14,8 +14,8 @@ from compressors.apply import Network, compress, reduced
 from compressors.errors import NumericsError, PolicyError
 from compressors.execute import run
 from compressors.factorize import factorize
+from compressors.factors import factor_shapes
 from compressors.policy import Factor, Policy, ResolvedPolicy
-from compressors.resolve import factor_shapes
 from compressors.skeleton import concrete, unknowns
 from compressors.space import Abilities, Numerics, PolicySpace
 from tests.compressors.helpers import network_of, space_of
