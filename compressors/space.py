@@ -26,7 +26,8 @@ class Abilities:
     ``float_kernels``: False where nothing executes in float (arrays); what is not asked for then takes the
     most bits there are. ``integer_ops``: operations that have integer kernels.
     ``methods``: which knobs are searched: "prune", "quantize", "depth", "factorize" for the default
-    factorisation schemes, and any scheme by its name.
+    factorisation schemes, and any scheme by its name. ``criterion``, ``ranges``, ``scales``: of every policy
+    of the space.
     """
 
     granularity: int = 4
@@ -38,6 +39,9 @@ class Abilities:
     min_keep: float = 0.125
     skip: tuple[str, ...] = ()
     numerics: Numerics = field(default_factory=Numerics)
+    criterion: str = "obs"
+    ranges: str = "mse"
+    scales: str = "mse"
 
     def offered(self, bits: tuple[int, ...]) -> tuple[int, ...]:
         """Bits a choice is offered, ascending: those with kernels, then float where it executes."""
@@ -139,7 +143,17 @@ class PolicySpace:
                 act_bits[choice.subject] = value
             elif choice.kind == "removed" and value is True:
                 removed.add(choice.subject)
-        return Policy(keep, rank, weight_bits, act_bits, frozenset(removed))
+        able = self.abilities
+        return Policy(
+            keep,
+            rank,
+            weight_bits,
+            act_bits,
+            frozenset(removed),
+            able.criterion,
+            able.ranges,
+            able.scales,
+        )
 
     def encode(self, policy: Policy) -> NDArray[np.float64]:
         """A point that decodes to the policy, or to the nearest one of this space; shape (d,)."""
@@ -173,7 +187,8 @@ class PolicySpace:
     @property
     def dense(self) -> Policy:
         """Nothing compressed."""
-        return Policy()
+        found = self.abilities
+        return Policy(criterion=found.criterion, ranges=found.ranges, scales=found.scales)
 
     @cached_property
     def smallest(self) -> NDArray[np.float64]:

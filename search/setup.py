@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -106,7 +106,13 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     start = time.perf_counter()
     task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
-    abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
+    abilities = replace(
+        abilities_of(target, config.methods, config.bits, config.min_keep, config.skip),
+        criterion=config.criterion,
+        ranges=config.ranges,
+        scales=config.scales,
+    )
+    _check_choices(config)
     scorer = Scorer.of(task, abilities.numerics)
     structure = scorer.network.structure
     _check_skip(config.skip, [x.name for x in structure.layers])
@@ -147,6 +153,18 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         setup.estimator = Estimator.learned(space, lowering)
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
+
+
+def _check_choices(config: RunConfig) -> None:
+    """Before anything is evaluated; a task's own file may have registered more."""
+    from compressors.importance import CRITERIA
+    from compressors.quantize import RANGES, WEIGHT_SCALES
+
+    chosen = ((CRITERIA, config.criterion), (RANGES, config.ranges), (WEIGHT_SCALES, config.scales))
+    for known, name in chosen:
+        if name not in known:
+            near = did_you_mean(name, known) or f"There are {', '.join(known)}."
+            raise UsageError(f"unknown {known.kind} {name!r}. {near}", "See `search methods`.")
 
 
 def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
