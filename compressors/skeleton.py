@@ -206,6 +206,11 @@ def _fold(
     return graph.rebuilt(nodes, params=params), tuple(foldings), left
 
 
+def unfoldable_norms(graph: Graph, sizes: Mapping[str, tuple[DimSize, ...]]) -> tuple[str, ...]:
+    """Names of the batch-norms that stay where they are, in a graph that nothing was done to."""
+    return _fold(graph, dict(sizes))[2]
+
+
 def _own_biases(graph: Graph, sizes: dict[str, tuple[DimSize, ...]]) -> tuple[Graph, dict[str, str]]:
     """A bias for each call of a shared layer, and what the new ones are copies of."""
     taken: set[str] = set()

@@ -41,7 +41,7 @@ from .runfolder import (
     environment,
     recovered_name,
 )
-from .setup import Setup, load_setup
+from .setup import Setup, load_setup, untouched
 from .stored import to_bytes
 from .study import Study, outcome_of, repriced
 from .threads import single_threaded
@@ -381,7 +381,8 @@ def _results(
         for e in study.entries
     ]
     results["events"] = this.events
-    results["notes"] = [{"subject": s, "reason": r} for s, r in setup.space.structure.notes]
+    notes = dict.fromkeys((*setup.space.structure.notes, *untouched(setup.space)))
+    results["notes"] = [{"subject": s, "reason": r} for s, r in notes]
     if delivered is not None:
         delivered.into(results)
     if this.stopped and delivered is None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.contract import Budget, Problem
+from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 from hw_profiles.predictor import Predictor
@@ -117,10 +118,10 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     structure = scorer.network.structure
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
-    untouched = _untouched(space) if config.strict else []
-    if untouched:
-        name, reason = untouched[0]
-        more = f" (and {len(untouched) - 1} more layers)" if len(untouched) > 1 else ""
+    stuck = untouched(space) if config.strict else []
+    if stuck:
+        name, reason = stuck[0]
+        more = f" (and {len(stuck) - 1} more layers)" if len(stuck) > 1 else ""
         raise InputError(
             f"--strict: nothing can be done to layer {name!r}: {reason}{more}.",
             "Leave --strict out to search the rest.",
@@ -167,20 +168,37 @@ def _check_choices(config: RunConfig) -> None:
             raise UsageError(f"unknown {known.kind} {name!r}. {near}", "See `search methods`.")
 
 
-def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
-    """Layers that no choice of the space changes, each with the reason; those the user skips aside."""
+def untouched(space: PolicySpace) -> list[tuple[str, str]]:
+    """(name, bytes that stay and why) of what bears weights and no choice changes; what the user skips aside.
+
+    Layers, and weights that are multiplied by an operation that is not a layer. Embeddings, tables, norms
+    and scales do not count: they are listed in the structure's notes.
+    """
     structure, abilities = space.structure, space.abilities
-    groups = {g.name: g.layers for g in structure.groups} | {b.name: b.layers for b in structure.blocks}
-    reached = {name for c in space.choices for name in groups.get(c.subject, (c.subject,))}
+    reached: set[str] = set()
+    for c in space.choices:
+        if c.kind == "keep":
+            reached.update(structure.group[c.subject].layers)
+        elif c.kind == "removed":
+            reached.update(structure.block[c.subject].layers)
+        elif c.kind in ("rank", "weight_bits"):
+            reached.add(c.subject)
     if any(c.kind == "act_bits" for c in space.choices):
         reached |= {
             x.name for x in structure.layers if "bits" not in x.fixed and x.op in abilities.integer_ops
         }
-    return [
-        (x.name, "; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it")
+    params = structure.graph.params
+    found = [
+        (
+            x.name,
+            f"{bytes_of(params[x.weight])} bytes stay as they are: "
+            + ("; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it"),
+        )
         for x in structure.layers
-        if x.name not in reached and not any(fnmatchcase(x.name, p) for p in abilities.skip)
+        if x.name not in reached
     ]
+    found += [(x.subject, x.reason) for x in structure.loose if x.weighs]
+    return [(name, why) for name, why in found if not any(fnmatchcase(name, p) for p in abilities.skip)]
 
 
 def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
@@ -191,4 +209,4 @@ def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
             raise UsageError(f"--skip {pattern!r} matches no layer. {near}")
 
 
-__all__ = ["Setup", "base_policy_of", "load_setup"]
+__all__ = ["Setup", "base_policy_of", "load_setup", "untouched"]
