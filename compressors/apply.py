@@ -322,14 +322,14 @@ class _Quantizing:
             node = self.calls[name][0]
             axis = weight_axis(self.graph, node)
             exact = self.weights[name]
-            rounded, code = quantize_weight(exact, bits, axis, self.numerics)
+            rounded, code = quantize_weight(exact, bits, axis, self.numerics, self.policy.scales)
             change = rounded - exact
             self.errors[name] = change.sum(tuple(range(2, change.dim()))) if change.dim() > 2 else change
             self.weights[name], self.codes[name] = rounded, code
 
     def keys(self, inputs: tuple[Tensor, ...]) -> list[bytes | None]:
         """Digests of the graph's beginnings, before anything was rounded."""
-        root = (self.numerics.key, self.policy.ranges, [tuple(x.shape) for x in inputs])
+        root = (self.numerics.key, self.policy.ranges, self.policy.scales, [tuple(x.shape) for x in inputs])
         bits = [self.where.tensors.get(t) for t in self.graph.inputs]
 
         def more(node: Node) -> object:

@@ -278,12 +278,26 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Loose:
+    """Parameters of no layer that one operation reads: names, bytes as traced, why no policy changes them.
+
+    ``weighs``: the operation multiplies with them as a layer does, but is not one.
+    """
+
+    subject: str
+    names: tuple[str, ...]
+    size_bytes: int
+    reason: str
+    weighs: bool = False
+
+
+@dataclass(frozen=True)
 class Structure:
     """All that the policy space needs to know of a network: pure, no weights.
 
     ``sizes[tensor][dim]`` gives every activation's and parameter's dimension as a function of the
     channels kept; ``slice_ends[node]`` likewise where a slice over channels starts and ends. ``notes``
-    lists what cannot be searched: (subject, reason).
+    lists what cannot be searched: (subject, reason); ``loose`` the parameters that belong to no layer.
     """
 
     graph: Graph
@@ -294,6 +308,7 @@ class Structure:
     sizes: Mapping[str, tuple[DimSize, ...]]
     slice_ends: Mapping[str, tuple[DimSize, DimSize]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
+    loose: tuple[Loose, ...] = ()
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

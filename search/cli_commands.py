@@ -57,6 +57,16 @@ def agents(json_: flags.Json = False, debug: flags.Debug = False) -> None:
     _named("agents", "agent", list_agents())
 
 
+def methods(json_: flags.Json = False, debug: flags.Debug = False) -> None:
+    """List what may be done to a network; * is done by default."""
+    from search.methods import list_methods
+
+    found = list_methods()
+    rows = [["kind", "name", "", "what it is"]]
+    rows += [[f["kind"], f["name"], f["default"], f["summary"]] for f in found]
+    answer({"methods": found}, lambda: _table(rows))
+
+
 def _named(key: str, one: str, summaries: dict[str, str]) -> None:
     listed = [{"name": name, "summary": summary} for name, summary in summaries.items()]
     answer({key: listed}, lambda: _table([[one, "what it is"], *([n, s] for n, s in summaries.items())]))
@@ -193,4 +203,4 @@ def doctor(json_: flags.Json = False, debug: flags.Debug = False) -> None:
 
 
 #: In the order that the help shows them.
-COMMANDS = (targets, tasks, agents, predict, apply, measure, export, report, doctor)
+COMMANDS = (targets, tasks, agents, methods, predict, apply, measure, export, report, doctor)

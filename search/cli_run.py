@@ -79,7 +79,9 @@ def search_command(
         str | None, _option(BUDGET, "Points; then the latency is minimised.", "POINTS")
     ] = None,
     risk: Annotated[str | None, _option(BUDGET, "0.9 judges the latency's upper bound.", "SHARE")] = None,
-    methods: Annotated[str | None, _option(SPACE, "prune,quantize,factorize,depth; all.", "LIST")] = None,
+    methods: Annotated[
+        str | None, _option(SPACE, "See `search methods`; prune,quantize,factorize,depth.", "LIST")
+    ] = None,
     bits: Annotated[str | None, _option(SPACE, "Weight bits to choose from, such as 4,8.", "LIST")] = None,
     min_keep: Annotated[str | None, _option(SPACE, "Smallest share of channels kept.", "SHARE")] = None,
     skip: Annotated[

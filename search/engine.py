@@ -41,7 +41,7 @@ from .runfolder import (
     environment,
     recovered_name,
 )
-from .setup import Setup, load_setup
+from .setup import Setup, load_setup, untouched
 from .siblings import other_runtimes
 from .stored import to_bytes
 from .study import Study, outcome_of
@@ -410,7 +410,8 @@ def _results(
     ]
     results["events"] = this.events
     results["siblings"] = other_runtimes(setup, None if picked is None else picked.compressed.policy)
-    results["notes"] = [{"subject": s, "reason": r} for s, r in setup.space.structure.notes]
+    notes = dict.fromkeys((*setup.space.structure.notes, *untouched(setup.space)))
+    results["notes"] = [{"subject": s, "reason": r} for s, r in notes]
     if delivered is not None:
         delivered.into(results)
     if this.stopped and delivered is None:

@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressors.factors import FACTORISATIONS, factor_shapes
 from compressors.graph import Layer, Node, Structure
-from compressors.policy import FACTOR_METHODS, FLOAT, ResolvedPolicy
-from compressors.resolve import factor_shapes, fused_output
+from compressors.policy import FLOAT, ResolvedPolicy
+from compressors.resolve import fused_output
 from compressors.space import PolicySpace
 from hw_profiles.kernel import COLUMNS, KernelBatch, KernelKind
 from hw_profiles.predictor import Predictor
@@ -34,7 +36,6 @@ Key = tuple[Any, ...]
 
 #: Policies whose templates are learned from, and how many more judge the estimates.
 LEARNED, JUDGED = 72, 16
-_RANKS = max(FACTOR_METHODS.values())
 
 
 @dataclass
@@ -206,9 +207,13 @@ class Estimator:
 
     # -- summing
 
+    @cached_property
+    def _ranks(self) -> int:
+        return max(f.ranks for f in FACTORISATIONS.values())
+
     def _names(self) -> list[str]:
         structure = self.space.structure
-        ranks = [f"rank:{x.name}:{i}" for x in structure.layers for i in range(_RANKS)]
+        ranks = [f"rank:{x.name}:{i}" for x in structure.layers for i in range(self._ranks)]
         return [*(g.name for g in structure.groups), *ranks]
 
     def _values(self, policies: Sequence[ResolvedPolicy]) -> Array:
@@ -218,7 +223,7 @@ class Estimator:
             row: list[int] = [p.kept.get(g.name, g.size) for g in structure.groups]
             for x in structure.layers:
                 rank = p.factors[x.name].rank if x.name in p.factors else ()
-                row += [*rank, *[0] * (_RANKS - len(rank))]
+                row += [*rank, *[0] * (self._ranks - len(rank))]
             rows.append(row)
         return np.array(rows, dtype=np.float64).reshape(len(policies), -1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.contract import Budget, Problem
+from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 from hw_profiles.predictor import Predictor
@@ -128,15 +129,21 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
     exporter_of(target).require()
-    abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
+    abilities = replace(
+        abilities_of(target, config.methods, config.bits, config.min_keep, config.skip),
+        criterion=config.criterion,
+        ranges=config.ranges,
+        scales=config.scales,
+    )
+    _check_choices(config)
     scorer = Scorer.of(task, abilities.numerics)
     structure = scorer.network.structure
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
-    untouched = _untouched(space) if config.strict else []
-    if untouched:
-        name, reason = untouched[0]
-        more = f" (and {len(untouched) - 1} more layers)" if len(untouched) > 1 else ""
+    stuck = untouched(space) if config.strict else []
+    if stuck:
+        name, reason = stuck[0]
+        more = f" (and {len(stuck) - 1} more layers)" if len(stuck) > 1 else ""
         raise InputError(
             f"--strict: nothing can be done to layer {name!r}: {reason}{more}.",
             "Leave --strict out to search the rest.",
@@ -193,20 +200,49 @@ def device_at_hand(config: RunConfig, target: Target) -> Device | None:
     return open_device(target.name, config.host, config.token)
 
 
-def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
-    """Layers that no choice of the space changes, each with the reason; those the user skips aside."""
+def _check_choices(config: RunConfig) -> None:
+    """Before anything is evaluated; a task's own file may have registered more."""
+    from compressors.importance import CRITERIA
+    from compressors.quantize import RANGES, WEIGHT_SCALES
+
+    chosen = ((CRITERIA, config.criterion), (RANGES, config.ranges), (WEIGHT_SCALES, config.scales))
+    for known, name in chosen:
+        if name not in known:
+            near = did_you_mean(name, known) or f"There are {', '.join(known)}."
+            raise UsageError(f"unknown {known.kind} {name!r}. {near}", "See `search methods`.")
+
+
+def untouched(space: PolicySpace) -> list[tuple[str, str]]:
+    """(name, bytes that stay and why) of what bears weights and no choice changes; what the user skips aside.
+
+    Layers, and weights that are multiplied by an operation that is not a layer. Embeddings, tables, norms
+    and scales do not count: they are listed in the structure's notes.
+    """
     structure, abilities = space.structure, space.abilities
-    groups = {g.name: g.layers for g in structure.groups} | {b.name: b.layers for b in structure.blocks}
-    reached = {name for c in space.choices for name in groups.get(c.subject, (c.subject,))}
+    reached: set[str] = set()
+    for c in space.choices:
+        if c.kind == "keep":
+            reached.update(structure.group[c.subject].layers)
+        elif c.kind == "removed":
+            reached.update(structure.block[c.subject].layers)
+        elif c.kind in ("rank", "weight_bits"):
+            reached.add(c.subject)
     if any(c.kind == "act_bits" for c in space.choices):
         reached |= {
             x.name for x in structure.layers if "bits" not in x.fixed and abilities.has_integer_kernel(x)
         }
-    return [
-        (x.name, "; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it")
+    params = structure.graph.params
+    found = [
+        (
+            x.name,
+            f"{bytes_of(params[x.weight])} bytes stay as they are: "
+            + ("; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it"),
+        )
         for x in structure.layers
-        if x.name not in reached and not any(fnmatchcase(x.name, p) for p in abilities.skip)
+        if x.name not in reached
     ]
+    found += [(x.subject, x.reason) for x in structure.loose if x.weighs]
+    return [(name, why) for name, why in found if not any(fnmatchcase(name, p) for p in abilities.skip)]
 
 
 def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
@@ -217,4 +253,4 @@ def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
             raise UsageError(f"--skip {pattern!r} matches no layer. {near}")
 
 
-__all__ = ["Setup", "base_policy_of", "device_at_hand", "load_setup"]
+__all__ = ["Setup", "base_policy_of", "device_at_hand", "load_setup", "untouched"]
