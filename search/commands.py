@@ -213,7 +213,7 @@ def _timed_on(device: Device, found: _ToTime, batch: int, soak: float, accept: b
     samples = {s.key: s for s in device.measure(works)}
     for s in samples.values():
         if s.error:
-            raise DeviceError(f"{facts.device} cannot run {s.key!r}: {s.error}")
+            raise InputError(f"{facts.device} cannot run {s.key!r}: {s.error}")
     throttled += [bool(s.after.throttled) for s in samples.values()]
     judged = {name: measurement_of(s) for name, s in samples.items()}
     unstable = next((m.why for m in judged.values() if not m.stable), None)

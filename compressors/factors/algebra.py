@@ -15,10 +15,32 @@ def signs(u: Tensor) -> Tensor:
     return torch.where(sign == 0, torch.ones_like(sign), sign)
 
 
+def left_basis(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """First ``rank`` left singular vectors (m, r) of a matrix (m, n), and singular values (r,).
+
+    By the eigenvectors of the m x m Gram matrix, in float64: several times faster than an SVD where m < n.
+    Values below 1e-8 of the largest are lost in it, which a projection on the vectors does not notice.
+    """
+    values, vectors = torch.linalg.eigh((matrix @ matrix.T).double())
+    top = values.flip(0)[:rank].clamp_min(0.0).sqrt()
+    return vectors.flip(1)[:, :rank].to(matrix.dtype), top.to(matrix.dtype)
+
+
 def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(m, r) and (r, n) whose product is the best rank-r approximation; singular values split evenly."""
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    u, s, v = u[:, :rank], s[:rank], v[:rank]
-    sign = signs(u).squeeze(0)
-    root = s.sqrt()
-    return u * (sign * root), v * (sign * root).unsqueeze(1)
+    """(m, r) and (r, n) whose product is the best rank-r approximation; singular values split evenly.
+
+    The product is the projection of the matrix on its leading singular vectors, on the shorter side.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    basis, values = left_basis(matrix if wide else matrix.T, rank)
+    root = values.sqrt()
+    inverse = torch.where(root > 0, 1.0 / root.clamp_min(1e-30), torch.zeros_like(root))
+    projected = basis.T @ matrix if wide else matrix @ basis
+    left, right = (
+        (basis * root, projected * inverse[:, None]) if wide else (projected * inverse, (basis * root).T)
+    )
+    sign = signs(left).squeeze(0)
+    return left * sign, right * sign[:, None]
+
+
+__all__ = ["left_basis", "signs", "truncated"]

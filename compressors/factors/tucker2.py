@@ -36,20 +36,18 @@ def tucker2(weight: Tensor, rank: tuple[int, ...], transposed: bool = False) -> 
     """
     import torch
 
+    from .algebra import left_basis
+
     cout, cin, *kernel = weight.shape
     r_in, r_out = rank
 
-    def basis(matrix: Tensor, r: int) -> Tensor:
-        found: Tensor = torch.linalg.svd(matrix, full_matrices=False)[0]
-        return found[:, :r]
-
-    u_in = basis(weight.transpose(0, 1).reshape(cin, -1), r_in)
-    u_out = basis(weight.reshape(cout, -1), r_out)
+    u_in = left_basis(weight.transpose(0, 1).reshape(cin, -1), r_in)[0]
+    u_out = left_basis(weight.reshape(cout, -1), r_out)[0]
     for _ in range(3):
         part = torch.einsum("oi...,ir->or...", weight, u_in)
-        u_out = basis(part.reshape(cout, -1), r_out)
+        u_out = left_basis(part.reshape(cout, -1), r_out)[0]
         part = torch.einsum("oi...,or->ri...", weight, u_out)
-        u_in = basis(part.transpose(0, 1).reshape(cin, -1), r_in)
+        u_in = left_basis(part.transpose(0, 1).reshape(cin, -1), r_in)[0]
     core = torch.einsum("oi...,ir,os->sr...", weight, u_in, u_out)
     ones = [1] * len(kernel)
     return [u_in.T.reshape(r_in, cin, *ones), core, u_out.reshape(cout, r_out, *ones)]
