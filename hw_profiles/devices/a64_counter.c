@@ -1,6 +1,6 @@
 /* A TCG plugin for qemu-user (plugin API 1: qemu 4.2 to 8.2, Debian 12 has 7.2): counts executed instructions.
  *
- *   qemu-aarch64 -plugin a64_counter.so,file=PATH ...
+ *   qemu-aarch64 -plugin a64_counter.so,counts=PATH ...
  *
  * PATH is mapped and holds, as little-endian uint64: the counts by class, the number of marks so far, and a ring
  * of marks. A mark is what the counts were when the guest asked for the time (clock_gettime): its runtime's
@@ -74,10 +74,10 @@ static void system_call(plugin_id id, unsigned cpu, int64_t number, uint64_t a, 
 EXPORT int qemu_plugin_install(plugin_id id, const struct info *info, int argc, char **argv) {
     int file = -1;
     for (int i = 0; i < argc; i++)
-        if (!strncmp(argv[i], "file=", 5))
-            file = open(argv[i] + 5, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (!strncmp(argv[i], "counts=", 7))
+            file = open(argv[i] + 7, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (file < 0 || ftruncate(file, sizeof *shared)) {
-        fprintf(stderr, "a64_counter: give file=PATH, a file that can be written\n");
+        fprintf(stderr, "a64_counter: give counts=PATH, a file that can be written\n");
         return 1;
     }
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
