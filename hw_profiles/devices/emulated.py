@@ -46,7 +46,9 @@ from hw_profiles.errors import DeviceError
 #: Runs before those that count: the first allocates the arena, the second settles it.
 _WARM_UP = 2
 #: Times that onnxruntime's executor asks before the first and after the last kernel of a run (1.20 to 1.32).
-_MARKS_BEFORE, _MARKS_AFTER = 4, 4
+_MARKS_BEFORE, _MARKS_AFTER = 3, 5
+#: Kernels are nearly all of a run; less means that the looks at the clock are not where we think.
+_LEAST_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -301,14 +303,17 @@ def count_events(
     out equally, so that kernels sum up to `whole`, the instructions of a run without profiler.
     """
     expected = _MARKS_BEFORE + 2 * len(nodes) + _MARKS_AFTER
+    another = "this onnxruntime's profiler is another one, whose kernels cannot be counted"
     if len(marks) != expected:
         raise DeviceError(
-            f"{len(marks)} looks at the clock in a profiled run of {len(nodes)} kernels, not {expected}: "
-            "this onnxruntime's profiler is another one"
+            f"{len(marks)} looks at the clock in a run of {len(nodes)} kernels, not {expected}: {another}"
         )
     inner = marks[_MARKS_BEFORE : len(marks) - _MARKS_AFTER]
     spent = [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(inner[::2], inner[1::2], strict=True)]
-    share = max(sum(row[0] for row in spent) - whole, 0.0) / max(len(spent), 1)
+    total = sum(row[0] for row in spent)
+    if total < _LEAST_SHARE * whole:
+        raise DeviceError(f"kernels have {total} of the {whole:.0f} instructions of a run: {another}")
+    share = max(total - whole, 0.0) / max(len(spent), 1)
     return [
         {
             **event,
