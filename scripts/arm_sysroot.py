@@ -37,12 +37,19 @@ from hw_profiles.errors import DeviceError  # noqa: E402
 
 SUITE, PYTHON = "bookworm", "3.11"
 PACKAGES = (
-    "python3-minimal", f"libpython{PYTHON}-stdlib", f"python{PYTHON}-minimal", "libstdc++6", "zlib1g", "libexpat1",
+    "python3-minimal", f"libpython{PYTHON}-stdlib", f"python{PYTHON}-minimal",
+    "libstdc++6", "zlib1g", "libexpat1",
 )  # fmt: skip
 #: Platforms that wheels for Debian 12 (glibc 2.36) on arm64 are labelled with.
-PLATFORMS = tuple(f"manylinux_2_{n}_aarch64" for n in (35, 34, 31, 28, 27, 24, 17)) + ("manylinux2014_aarch64",)
+PLATFORMS = (
+    *(f"manylinux_2_{n}_aarch64" for n in (35, 34, 31, 28, 27, 24, 17)),
+    "manylinux2014_aarch64",
+)
 #: Parts of Debian that no network needs.
-LEFT_OUT = ("var", "boot", "home", "media", "mnt", "srv", "usr/share/doc", "usr/share/locale", "usr/share/man")
+LEFT_OUT = (
+    "var", "boot", "home", "media", "mnt", "srv",
+    "usr/share/doc", "usr/share/locale", "usr/share/man",
+)  # fmt: skip
 
 
 def run(command: list[str], what: str) -> None:
@@ -80,7 +87,12 @@ def wheels(root: Path) -> dict[str, str]:
     pip += ["--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
     pip += [part for platform in PLATFORMS for part in ("--platform", platform)]
     pinned = {name: metadata.version(name) for name in ("onnxruntime", "numpy")}
-    for wanted in ([f"{n}=={v}" for n, v in pinned.items()], [f"onnxruntime=={pinned['onnxruntime']}", "numpy"], list(pinned)):
+    choices = (
+        [f"{name}=={version}" for name, version in pinned.items()],
+        [f"onnxruntime=={pinned['onnxruntime']}", "numpy"],
+        list(pinned),
+    )
+    for wanted in choices:
         try:
             run([*pip, *wanted], f"pip install {' '.join(wanted)}")
             break
@@ -92,7 +104,9 @@ def wheels(root: Path) -> dict[str, str]:
         raise DeviceError("pip found no arm64 wheels of onnxruntime and numpy; the lines above say why")
     for name, version in pinned.items():
         if found[name] != version:
-            print(f"note: {name} {found[name]} there, {version} here: no arm64 wheel of that", file=sys.stderr)
+            print(
+                f"note: {name} {found[name]} there, {version} here: no arm64 wheel of that", file=sys.stderr
+            )
     return {name: found[name] for name in pinned}
 
 

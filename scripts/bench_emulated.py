@@ -2,14 +2,14 @@
 
     python scripts/bench_emulated.py [networks ...] [--cores cortex-a72,cortex-a76] [--samples 16] [--json]
 
-Networks are `digits32` and the hand-written ones of scripts/roundtrip.py, trained for seconds; each is exported
-by the product as fp32, int8 and mixed (a random policy). Printed:
+Networks are `digits32` and the hand-written ones of scripts/roundtrip.py, trained for seconds; each is
+exported by the product as fp32, int8 and mixed (a random policy). Printed:
 
   answers   outputs under emulation against this machine's onnxruntime on the same inputs. fp32 must be within
-            1e-4 of the largest output; integer networks must be equal but for 1e-4, that is no integer differs.
-            Where one does, the first tensor whose integers differ is named, with how many and by how much.
-  ratios    fp32 / int8 executed instructions of single layers: counted by hand beforehand, a whole run between
-            float tensors (conversions included), the kernel alone; and by kind over the exported networks.
+            1e-4 of the largest output; integer networks too, which they are if no integer differs. Where one
+            does, the first tensor whose integers differ is named, with how many and by how much.
+  ratios    fp32 / int8 executed instructions of single layers: as counted by hand beforehand, a whole run
+            between float tensors (conversions included), the kernel alone; and by kind over the networks.
   repeats   the same network in two fresh guests; both must be within 0.1 %.
 
 Instruction counts, not time. Exits with 1 if a float answer is off or a count does not repeat.
@@ -43,7 +43,7 @@ from compressors.space import PolicySpace  # noqa: E402
 from hw_profiles.devices.contract import Work  # noqa: E402
 from hw_profiles.devices.emulated import EmulatedArm, InstructionSample  # noqa: E402
 from hw_profiles.errors import DeviceError  # noqa: E402
-from hw_profiles.kernel import KernelKind  # noqa: E402
+from hw_profiles.kernel import MATMUL_OPS, KernelKind  # noqa: E402
 from hw_profiles.measure import session_options  # noqa: E402
 from hw_profiles.onnx_kernels import read_record  # noqa: E402
 from hw_profiles.target import load_target  # noqa: E402
@@ -117,11 +117,9 @@ def kind_name(kind: KernelKind, row: Mapping[str, float]) -> str:
             return "depthwise" if row["groups"] == row["cin"] else "grouped"
         return "conv 1x1" if row["kernel_h"] * row["kernel_w"] == 1 else "conv dense"
     names = {
-        "Gemm": "linear", "FusedGemm": "linear", "QGemm": "linear", "MatMul": "linear", "QLinearMatMul": "linear",
-        "MatMulIntegerToFloat": "linear", "QLinearAdd": "add", "Add": "add", "QuantizeLinear": "convert",
-        "DequantizeLinear": "convert",
+        "QLinearAdd": "add", "Add": "add", "QuantizeLinear": "convert", "DequantizeLinear": "convert",
     }  # fmt: skip
-    return names.get(kind.op, "other")
+    return "linear" if kind.op in MATMUL_OPS else names.get(kind.op, "other")
 
 
 def by_kind(sample: InstructionSample) -> dict[str, float]:
@@ -142,7 +140,9 @@ def answers(case: Case, cores: Mapping[str, EmulatedArm], samples: int) -> Itera
     feeds = {p: feed_of(m, case.validation, samples) for p, m in models.items()}
     single = {p: {n: x[:1] for n, x in feed.items()} for p, feed in feeds.items()}
     works = [Work(f"{p} all", m, runs=1, rounds=1, answers=True, inputs=feeds[p]) for p, m in models.items()]
-    works += [Work(f"{p} one", m, runs=2, rounds=1, kernels=True, inputs=single[p]) for p, m in models.items()]
+    works += [
+        Work(f"{p} one", m, runs=2, rounds=1, kernels=True, inputs=single[p]) for p, m in models.items()
+    ]
     for core, device in cores.items():
         found = {s.key: s for s in device.measure(works)}
         for precision, model in models.items():
@@ -170,7 +170,7 @@ def compare(row: Answer, found: Sequence[NDArray[Any]], expected: Sequence[NDArr
 
 
 def first_difference(model: bytes, feed: Mapping[str, NDArray[Any]], device: EmulatedArm) -> str:
-    """The first integer tensor of a file on which emulation and this machine differ, and the node behind it."""
+    """The first integer tensor of a file on which emulation and this machine differ, and what made it."""
     proto = onnx.load_from_string(model)
     made = [(n.output[0], n) for n in proto.graph.node if n.op_type == "QuantizeLinear"]
     known = {o.name for o in proto.graph.output}
@@ -178,7 +178,9 @@ def first_difference(model: bytes, feed: Mapping[str, NDArray[Any]], device: Emu
         if name not in known:
             proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     exposed = proto.SerializeToString()
-    sample = next(iter(device.measure([Work("exposed", exposed, runs=1, rounds=1, answers=True, inputs=feed)])))
+    sample = next(
+        iter(device.measure([Work("exposed", exposed, runs=1, rounds=1, answers=True, inputs=feed)]))
+    )
     if sample.error or sample.outputs is None:
         return f"(exposed: {sample.error})"
     names = [o.name for o in proto.graph.output]
@@ -190,7 +192,8 @@ def first_difference(model: bytes, feed: Mapping[str, NDArray[Any]], device: Emu
         if np.any(apart):
             behind = producer.get(node.input[0])
             what = behind.op_type if behind is not None else "the input"
-            return f"{name} (after {what}): {np.mean(apart != 0):.2%} of integers, by at most {np.abs(apart).max()}"
+            share = f"{np.count_nonzero(apart)} of {apart.size} integers"
+            return f"{name} (after {what}): {share}, by at most {np.abs(apart).max()}"
     return "no integer differs with all of them exposed: fusion decides"
 
 
@@ -306,7 +309,11 @@ def main() -> int:
         for device in cores.values():
             device.close()
     if given.json:
-        print(json.dumps({"answers": [asdict(r) for r in rows], "layers": layers, "repeats": repeated}, indent=1))
+        print(
+            json.dumps(
+                {"answers": [asdict(r) for r in rows], "layers": layers, "repeats": repeated}, indent=1
+            )
+        )
     else:
         print("\n".join(table(rows)))
         print("\n".join(["", *layer_table(layers, names), "", *kind_table(rows, names)]))

@@ -1,4 +1,4 @@
-"""Single layers for ``scripts/bench_emulated.py``: each as fp32 and as integers with u8 activations, s8 weights."""
+"""Single layers for ``scripts/bench_emulated.py``: fp32, and integers with u8 activations, s8 weights."""
 
 from __future__ import annotations
 

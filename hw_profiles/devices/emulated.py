@@ -1,16 +1,16 @@
-"""Processors that are not here, emulated: which kernels their runtime runs, how many instructions, which answers.
+"""Processors that are not here, emulated: the kernels their runtime runs, their instructions, their answers.
 
-`EmulatedArm("cortex-a72")` runs the arm64 onnxruntime under Debian's qemu-user; onnxruntime believes to be on
-that core and takes that core's kernels. What is counted are executed instructions, **not time**: caches, DRAM,
-and how many instructions a cycle takes are not emulated. A count says which choice (float or integer, which
-rounding of channels) gives a core less to do; it repeats within 0.1 %.
+`EmulatedArm("cortex-a72")` runs the arm64 onnxruntime under Debian's qemu-user; onnxruntime believes to be
+on that core and takes that core's kernels. What is counted are executed instructions, **not time**: caches,
+DRAM, and how many instructions a cycle takes are not emulated. A count says which choice (float or integer,
+which rounding of channels) gives a core less to do; it repeats within 0.1 %.
 
     with EmulatedArm("cortex-a72") as device:
         for sample in device.measure([Work("net", model, runs=4)]):
             sample.best, sample.by_class("dot")
 
-Set-up, once: `apt-get install qemu-user debootstrap gcc`, then `python scripts/arm_sysroot.py`. No Python package
-is needed for it. `EmulatedX86` needs qemu-user alone: it runs this machine's onnxruntime on another x86-64.
+Set-up, once: `apt-get install qemu-user debootstrap gcc`, then `python scripts/arm_sysroot.py`. No further
+Python package is needed. `EmulatedX86` needs qemu-user alone: it runs this machine's onnxruntime on another x86-64.
 """
 
 from __future__ import annotations
@@ -217,12 +217,14 @@ class _Emulated(Device):
 class EmulatedArm(_Emulated):
     """An Arm core under qemu-user: "cortex-a53", "cortex-a72" or "cortex-a76". Instruction counts, not time.
 
-    In a work's kernel record the profiler's `dur` is replaced by executed instructions, less an equal share of
-    the profiler's own for each kernel, so that kernels sum up to an unprofiled run; `args["instructions"]` has
-    the raw counts by class. Raises DeviceError where qemu-user or the sysroot is missing.
+    In a work's kernel record the profiler's `dur` is replaced by executed instructions, less an equal share
+    of the profiler's own for each kernel, so that kernels sum up to an unprofiled run (`read_record` then
+    gives instructions for microseconds); `args["instructions"]` has the raw counts by class. Raises DeviceError where qemu-user or the sysroot is missing.
     """
 
-    def __init__(self, core: str = "cortex-a72", sysroot: Path | None = None, patience_s: float = 600.0) -> None:
+    def __init__(
+        self, core: str = "cortex-a72", sysroot: Path | None = None, patience_s: float = 600.0
+    ) -> None:
         super().__init__(patience_s)
         if core not in CORES:
             near = difflib.get_close_matches(core, CORES, n=1)
@@ -244,12 +246,12 @@ class EmulatedArm(_Emulated):
             isa=self.core.isa,
             runtime="onnxruntime",
             runtime_version=str(sysroot.manifest.get("onnxruntime", "")),
-            system=f"qemu-user, Debian {sysroot.manifest.get('debian', '')} arm64; instruction counts, not time",
+            system=f"Debian {sysroot.manifest.get('debian', '')} arm64, qemu-user; instructions, not time",
         )
 
 
 class EmulatedX86(_Emulated):
-    """This machine's onnxruntime on another x86-64 processor of qemu's, by default Haswell (AVX2, no VNNI)."""
+    """This machine's onnxruntime on another x86-64 that qemu knows: by default Haswell (AVX2, no VNNI)."""
 
     def __init__(self, model: str = "Haswell", patience_s: float = 600.0) -> None:
         super().__init__(patience_s)
@@ -273,7 +275,7 @@ class EmulatedX86(_Emulated):
             isa="x86-64-avx2" if self.model.startswith("Haswell") else "x86-64",
             runtime="onnxruntime",
             runtime_version=metadata.version("onnxruntime"),
-            system="qemu-user; instruction counts, not time",
+            system="qemu-user; instructions, not time",
         )
 
 
@@ -309,7 +311,9 @@ def count_events(
             f"{len(marks)} looks at the clock in a run of {len(nodes)} kernels, not {expected}: {another}"
         )
     inner = marks[_MARKS_BEFORE : len(marks) - _MARKS_AFTER]
-    spent = [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(inner[::2], inner[1::2], strict=True)]
+    spent = [
+        [b - a for a, b in zip(*pair, strict=True)] for pair in zip(inner[::2], inner[1::2], strict=True)
+    ]
     total = sum(row[0] for row in spent)
     if total < _LEAST_SHARE * whole:
         raise DeviceError(f"kernels have {total} of the {whole:.0f} instructions of a run: {another}")

@@ -106,7 +106,11 @@ class Guest:
             before = self.counter.marks()
             session.run(None, self.feeds[key])
             marks.append([before, self.counter.marks()])
-        return {"optimised": options.optimized_model_filepath, "events": session.end_profiling(), "marks": marks}
+        return {
+            "optimised": options.optimized_model_filepath,
+            "events": session.end_profiling(),
+            "marks": marks,
+        }
 
     def optimise(self, model: str, to: str, disabled: str) -> dict[str, Any]:
         """Store the graph that the runtime makes of a network, less prepacking, which changes no node."""

@@ -26,7 +26,8 @@ from hw_profiles.errors import DeviceError
 GUEST = Path(__file__).parent / "emulated_guest.py"
 #: Classes of instructions, in the order of a64_classes.h.
 CLASSES = (
-    "all", "load_store", "vector_memory", "simd", "fmla", "dot", "matrix", "multiply_wide", "branch", "integer",
+    "all", "load_store", "vector_memory", "simd", "fmla",
+    "dot", "matrix", "multiply_wide", "branch", "integer",
 )  # fmt: skip
 #: The guest's interpreter and libraries start in 3 to 10 s; a busy machine gets more.
 START_SECONDS = 180.0
@@ -36,11 +37,11 @@ _RING = 65536
 _REPLY_CHARS = 8_000_000
 
 
-class GuestDied(DeviceError):  # noqa: N818  it is what happened
+class GuestDied(DeviceError):
     """The guest ended or was ended while it worked on a request; the message says how."""
 
 
-class GuestRefused(DeviceError):  # noqa: N818
+class GuestRefused(DeviceError):
     """The guest answered a request with a reason why not."""
 
 
@@ -57,7 +58,9 @@ class Machine:
     system: str
 
 
-_QUIET = (("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1"), ("PYTHONHASHSEED", "0"), ("LC_ALL", "C.UTF-8"))
+_QUIET = (
+    ("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1"), ("PYTHONHASHSEED", "0"), ("LC_ALL", "C.UTF-8"),
+)  # fmt: skip
 
 
 def arm_machine(core: Core, sysroot: Sysroot) -> Machine:

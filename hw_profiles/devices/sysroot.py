@@ -40,8 +40,8 @@ PLUGIN_SOURCES = (_HERE / "a64_counter.c", _HERE / "a64_classes.h")
 
 @dataclass(frozen=True)
 class Core:
-    """An Arm core as Linux describes it. `part`, `variant`, `revision`: fields of MIDR_EL1; `features`: Linux's
-    names of its hwcaps; clock in kHz of the board named in `chip`."""
+    """An Arm core as Linux describes it. `part`, `variant`, `revision`: fields of MIDR_EL1; `features`: names
+    of its hwcaps; clock in kHz of the board with the `chip`."""
 
     name: str
     chip: str
@@ -54,10 +54,8 @@ class Core:
 
 
 _V80 = "fp asimd evtstrm crc32 cpuid"
-_V82 = (
-    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
-)
-#: Part numbers: Arm's Technical Reference Manuals, MIDR_EL1. Features: /proc/cpuinfo of a Raspberry Pi 3, 4, 5.
+_V82 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+#: Part numbers: Arm's Technical Reference Manuals (MIDR_EL1). Features: /proc/cpuinfo of Raspberry Pi 3, 4, 5.
 CORES: Mapping[str, Core] = {
     core.name: core
     for core in (
@@ -87,7 +85,7 @@ class Sysroot:
 
     @classmethod
     def find(cls, folder: Path | None = None) -> Sysroot:
-        """The sysroot in a folder; by default the user's. Raises DeviceError, naming the command that builds it."""
+        """The sysroot in a folder, by default the user's. Raises DeviceError with the command that builds it."""
         where = folder if folder is not None else default_sysroot()
         try:
             manifest = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
@@ -171,7 +169,17 @@ def compile_counter(folder: Path) -> Path:
     if compiler is None:
         raise DeviceError(f"no C compiler for the counter of instructions. Install it with: {APT_COMMAND}")
     part = folder / f".{made.name}.{os.getpid()}"
-    command = [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", str(PLUGIN_SOURCES[0]), "-o", str(part)]
+    command = [
+        compiler,
+        "-O2",
+        "-Wall",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        str(PLUGIN_SOURCES[0]),
+        "-o",
+        str(part),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as problem:
