@@ -10,7 +10,8 @@ which rounding of channels) gives a core less to do; it repeats within 0.1 %.
             sample.best, sample.by_class("dot")
 
 Set-up, once: `apt-get install qemu-user debootstrap gcc`, then `python scripts/arm_sysroot.py`. No further
-Python package is needed. `EmulatedX86` needs qemu-user alone: it runs this machine's onnxruntime on another x86-64.
+Python package is needed. `EmulatedX86` needs qemu-user and gcc alone: it runs this machine's onnxruntime on
+another x86-64.
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ class EmulatedArm(_Emulated):
 
     In a work's kernel record the profiler's `dur` is replaced by executed instructions, less an equal share
     of the profiler's own for each kernel, so that kernels sum up to an unprofiled run (`read_record` then
-    gives instructions for microseconds); `args["instructions"]` has the raw counts by class. Raises DeviceError where qemu-user or the sysroot is missing.
+    gives instructions for microseconds); `args["instructions"]` has the raw counts by class.
+    Raises DeviceError where qemu-user or the sysroot is missing.
     """
 
     def __init__(

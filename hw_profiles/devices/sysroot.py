@@ -55,7 +55,7 @@ class Core:
 
 _V80 = "fp asimd evtstrm crc32 cpuid"
 _V82 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
-#: Part numbers: Arm's Technical Reference Manuals (MIDR_EL1). Features: /proc/cpuinfo of Raspberry Pi 3, 4, 5.
+#: Part numbers: Arm's Technical Reference Manuals (MIDR_EL1). Features: as Raspberry Pi 3, 4, 5 show them.
 CORES: Mapping[str, Core] = {
     core.name: core
     for core in (
@@ -85,7 +85,7 @@ class Sysroot:
 
     @classmethod
     def find(cls, folder: Path | None = None) -> Sysroot:
-        """The sysroot in a folder, by default the user's. Raises DeviceError with the command that builds it."""
+        """The sysroot in a folder, by default the user's. Raises DeviceError, saying what builds it."""
         where = folder if folder is not None else default_sysroot()
         try:
             manifest = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
