@@ -44,10 +44,11 @@ class Runtime(_Frozen):
 
     "host": ask the onnxruntime of this machine, default session. "host-without-nchwc": the same, as a
     stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "rules": fusion rules by hand.
+    "x86-avx2": the host's version on an AVX2 processor, emulated where the host is another.
     """
 
     name: Literal["onnxruntime", "ncnn", "tensorrt", "bitfusion-simulator"]
-    templates: Literal["host", "host-without-nchwc", "rules"]
+    templates: Literal["host", "host-without-nchwc", "x86-avx2", "rules"]
     version: str = ""
 
 

@@ -4,11 +4,11 @@
     python scripts/score_arm_templates.py --core haswell
 
 Kernel templates of arm64 targets come from this machine's onnxruntime without its blocked layout
-(`templates: host-without-nchwc`). Here random policies of the hand-written networks (fp32, int8, mixed; half of
-them with widths that are no multiple of anything) are optimised by both, and by the arm64 onnxruntime under
-emulation as the judge. Graphs are equal when they have the same kernels: operation, domain, all attributes,
-element types and shapes of constants. `--exports` compares so many really compressed files a network too.
-With `--core haswell` the judge is AVX2, and the stand-in this machine's own default session.
+(`templates: host-without-nchwc`). Here random policies of the hand-written networks (fp32, int8, mixed; half
+of them with widths that are no multiple of anything) are optimised by it and, as the judge, by the arm64
+onnxruntime under emulation. Graphs are equal when they have the same kernels: operation, domain, all
+attributes, element types and shapes of constants. `--exports` compares so many really compressed files a
+network too. With `--core haswell` the judge is AVX2, and the stand-in this machine's own default session.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from compressors.apply import Network, compress  # noqa: E402
-from compressors.resolve import ResolvedPolicy  # noqa: E402
+from compressors.policy import ResolvedPolicy  # noqa: E402
 from compressors.skeleton import SkeletonCache, concrete, placement, unknowns  # noqa: E402
 from compressors.space import PolicySpace  # noqa: E402
 from hw_profiles.devices.emulated import CORES, EmulatedArm, EmulatedX86  # noqa: E402
@@ -89,7 +89,9 @@ class Scorer:
         self.superfluous.update({short(k): n for k, n in (ours - truth).items()})
         return ours == truth
 
-    def score(self, name: str, make: tuple[nn.Module, tuple[torch.Tensor, ...]], count: int, exports: int) -> str:
+    def score(
+        self, name: str, make: tuple[nn.Module, tuple[torch.Tensor, ...]], count: int, exports: int
+    ) -> str:
         """A line on one network."""
         network = Network.from_module(*make, inputs_for(name, 16))
         lowering = Lowering(network.structure, self.target, weights=network.weights)
@@ -124,7 +126,9 @@ def main() -> int:
     torch.set_num_threads(1)
     x86 = given.core == "haswell"
     judge = EmulatedX86() if x86 else EmulatedArm(given.core)
-    scorer = Scorer(*(("x86-avx512-vnni", "host") if x86 else ("raspberry-pi-4", "host-without-nchwc")), judge)
+    scorer = Scorer(
+        *(("x86-avx512-vnni", "host") if x86 else ("raspberry-pi-4", "host-without-nchwc")), judge
+    )
     began = time.perf_counter()
     known = {**networks(), **oddities()}
     print(f"stand-in {scorer.method!r} against {given.core}\n{'network':20s} equal graphs  equal exports")

@@ -304,7 +304,7 @@ def _identity(
     for name in sorted(constants):
         digest.update(name.encode() + constants[name].detach().cpu().numpy().tobytes())
     method = target.runtime.templates
-    runtime = target.name if method == "rules" else runtime_key()
+    runtime = target.name if method == "rules" else runtime_key(method)
     numerics = target.numerics.activations
     return (
         TEMPLATE_VERSION,

@@ -113,6 +113,10 @@ class _Emulated(Device):
     def _machine(self) -> Machine:
         """What to start; raises DeviceError if it is not set up."""
 
+    def check(self) -> None:
+        """Raise DeviceError, with what to do, if the emulator is not set up; starts nothing."""
+        self._machine()
+
     def condition(self) -> Condition:
         """Nothing of an emulated processor changes."""
         return Condition()
