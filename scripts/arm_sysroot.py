@@ -143,11 +143,11 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="even if there is one of these versions")
     given = parser.parse_args()
     packages = missing_programs()
-    if packages:
-        print(f"missing on this machine: {', '.join(packages)}. Install with: {APT_COMMAND}", file=sys.stderr)
-        return 3
     if not given.again and up_to_date(given.folder):
         print("the sysroot is there already; --again builds it anew", file=sys.stderr)
+    elif packages:
+        print(f"missing on this machine: {', '.join(packages)}. Install with: {APT_COMMAND}", file=sys.stderr)
+        return 3
     else:
         try:
             print(json.dumps(build(given.folder.absolute())), file=sys.stderr)

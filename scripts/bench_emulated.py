@@ -1,6 +1,6 @@
 """Emulated ARM: the same answers as here, int8 against fp32 in instructions, counts that repeat.
 
-    python scripts/bench_emulated.py [networks ...] [--cores cortex-a72,cortex-a76] [--samples 16] [--json]
+    python scripts/bench_emulated.py [networks ... | all] [--cores cortex-a72,cortex-a76] [--samples 16] [--json]
 
 Networks are `digits32` and the hand-written ones of scripts/roundtrip.py, trained for seconds; each is
 exported by the product as fp32, int8 and mixed (a random policy). Printed:
@@ -12,7 +12,8 @@ exported by the product as fp32, int8 and mixed (a random policy). Printed:
             between float tensors (conversions included), the kernel alone; and by kind over the networks.
   repeats   the same network in two fresh guests; both must be within 0.1 %.
 
-Instruction counts, not time. Exits with 1 if a float answer is off or a count does not repeat.
+`haswell` among the cores is x86-64 with AVX2 and no VNNI, whose integers differ where pairs of products
+saturate: there the network is exported with 7-bit weights as well. Instruction counts, not time. Exits with 1 if a float answer is off or a count does not repeat.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from roundtrip_networks import Case, trained_case  # noqa: E402
 from compressors.apply import Network, compress  # noqa: E402
 from compressors.space import PolicySpace  # noqa: E402
 from hw_profiles.devices.contract import Work  # noqa: E402
-from hw_profiles.devices.emulated import EmulatedArm, InstructionSample  # noqa: E402
+from hw_profiles.devices.emulated import EmulatedArm, EmulatedX86, InstructionSample  # noqa: E402
 from hw_profiles.errors import DeviceError  # noqa: E402
 from hw_profiles.kernel import MATMUL_OPS, KernelKind  # noqa: E402
 from hw_profiles.measure import session_options  # noqa: E402
@@ -53,7 +54,8 @@ from tests.compressors.networks import networks  # noqa: E402
 
 DEFAULT_NETWORKS = ("digits32", "residual", "inverted-residual", "inception", "transformer")
 FLOAT_WITHIN, REPEATS_WITHIN = 1e-4, 1e-3
-TARGET = "raspberry-pi-4"
+TARGET, HASWELL = "raspberry-pi-4", "haswell"
+Emulated = EmulatedArm | EmulatedX86
 
 
 @dataclass
@@ -73,8 +75,8 @@ class Answer:
     by_kind: dict[str, float] = field(default_factory=dict)
 
 
-def exported(case: Case) -> dict[str, bytes]:
-    """The network as fp32, int8, and under a random policy that has both."""
+def exported(case: Case, reduced: bool = False) -> dict[str, bytes]:
+    """The network as fp32, int8, and under a random policy that has both; int8 with 7-bit weights if asked."""
     target = load_target(TARGET)
     abilities = abilities_of(target)
     network = Network.from_module(case.network, case.example, case.calibration)
@@ -85,7 +87,11 @@ def exported(case: Case) -> dict[str, bytes]:
         "int8": space.resolve(space.uniform(1.0, 8)),
         "mixed": space.resolve(space.decode(rng.random(space.dimension))),
     }
-    return {name: export_model(compress(network, p, abilities.numerics)) for name, p in policies.items()}
+    found = {name: export_model(compress(network, p, abilities.numerics)) for name, p in policies.items()}
+    if reduced:
+        narrow = replace(abilities.numerics, weight_reserve=1)
+        found["int8 w7"] = export_model(compress(network, policies["int8"], narrow))
+    return found
 
 
 def digits_case() -> Case:
@@ -134,9 +140,9 @@ def by_kind(sample: InstructionSample) -> dict[str, float]:
     return dict(found)
 
 
-def answers(case: Case, cores: Mapping[str, EmulatedArm], samples: int) -> Iterator[Answer]:
+def answers(case: Case, cores: Mapping[str, Emulated], samples: int) -> Iterator[Answer]:
     """All precisions of one network on all cores."""
-    models = exported(case)
+    models = exported(case, HASWELL in cores)
     feeds = {p: feed_of(m, case.validation, samples) for p, m in models.items()}
     single = {p: {n: x[:1] for n, x in feed.items()} for p, feed in feeds.items()}
     works = [Work(f"{p} all", m, runs=1, rounds=1, answers=True, inputs=feeds[p]) for p, m in models.items()]
@@ -169,7 +175,7 @@ def compare(row: Answer, found: Sequence[NDArray[Any]], expected: Sequence[NDArr
     row.same_class = int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
 
 
-def first_difference(model: bytes, feed: Mapping[str, NDArray[Any]], device: EmulatedArm) -> str:
+def first_difference(model: bytes, feed: Mapping[str, NDArray[Any]], device: Emulated) -> str:
     """The first integer tensor of a file on which emulation and this machine differ, and what made it."""
     proto = onnx.load_from_string(model)
     made = [(n.output[0], n) for n in proto.graph.node if n.op_type == "QuantizeLinear"]
@@ -197,7 +203,7 @@ def first_difference(model: bytes, feed: Mapping[str, NDArray[Any]], device: Emu
     return "no integer differs with all of them exposed: fusion decides"
 
 
-def layer_ratios(cores: Mapping[str, EmulatedArm]) -> list[dict[str, Any]]:
+def layer_ratios(cores: Mapping[str, Emulated]) -> list[dict[str, Any]]:
     """fp32 / int8 instructions of single layers: whole runs with float ends, and the kernels alone."""
     works = [
         Work(f"{layer.name} {p}", m, runs=1, rounds=1, kernels=p != "int8 between floats")
@@ -289,14 +295,19 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = given.cores.split(",")
-    cores = {name: EmulatedArm(name) for name in names}
     makers = networks()
+    chosen = ["digits32", *makers] if given.networks == ["all"] else given.networks
+    unknown = [name for name in chosen if name not in (*makers, "digits32")]
+    if unknown:
+        parser.error(f"unknown network {unknown[0]!r}; there are digits32, {', '.join(makers)}")
     began = time.perf_counter()
     rows: list[Answer] = []
     repeated: dict[str, float] = {}
+    cores: dict[str, Emulated] = {}
     try:
+        cores |= {name: EmulatedX86() if name == HASWELL else EmulatedArm(name) for name in names}
         layers = layer_ratios(cores)
-        for name in given.networks:
+        for name in chosen:
             case = digits_case() if name == "digits32" else trained_case(name, *makers[name]())
             rows += answers(case, cores, given.samples)
             print(f"{name} done, {time.perf_counter() - began:.0f} s", file=sys.stderr)
