@@ -1,6 +1,6 @@
 """Emulated ARM: the same answers as here, int8 against fp32 in instructions, counts that repeat.
 
-    python scripts/bench_emulated.py [networks ... | all] [--cores cortex-a72,cortex-a76] [--samples 16] [--json]
+    python scripts/bench_emulated.py [networks ... | all] [--cores cortex-a72,cortex-a76] [--samples 16]
 
 Networks are `digits32` and the hand-written ones of scripts/roundtrip.py, trained for seconds; each is
 exported by the product as fp32, int8 and mixed (a random policy). Printed:
@@ -13,7 +13,8 @@ exported by the product as fp32, int8 and mixed (a random policy). Printed:
   repeats   the same network in two fresh guests; both must be within 0.1 %.
 
 `haswell` among the cores is x86-64 with AVX2 and no VNNI, whose integers differ where pairs of products
-saturate: there the network is exported with 7-bit weights as well. Instruction counts, not time. Exits with 1 if a float answer is off or a count does not repeat.
+saturate: there the network is exported with 7-bit weights as well. Instruction counts, not time. Exits with
+1 if a float answer is off or a count does not repeat.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Answer:
 
 
 def exported(case: Case, reduced: bool = False) -> dict[str, bytes]:
-    """The network as fp32, int8, and under a random policy that has both; int8 with 7-bit weights if asked."""
+    """The network as fp32, int8, under a random policy that has both; int8 with 7-bit weights if asked."""
     target = load_target(TARGET)
     abilities = abilities_of(target)
     network = Network.from_module(case.network, case.example, case.calibration)
@@ -309,8 +310,10 @@ def main() -> int:
         layers = layer_ratios(cores)
         for name in chosen:
             case = digits_case() if name == "digits32" else trained_case(name, *makers[name]())
-            rows += answers(case, cores, given.samples)
-            print(f"{name} done, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+            found = list(answers(case, cores, given.samples))
+            rows += found
+            print("\n".join(table(found)), file=sys.stderr, flush=True)
+            print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             if not repeated:
                 repeated = repeats(case, names[0])
     except DeviceError as problem:

@@ -3,8 +3,8 @@
  *   qemu-aarch64 -plugin a64_counter.so,counts=PATH ...
  *
  * PATH is mapped and holds, as little-endian uint64: the counts by class, the number of marks so far, and a ring
- * of marks. A mark is what the counts were when the guest asked for the time (clock_gettime): its runtime's
- * profiler does so around every kernel. The guest and the host read counts from the file while the guest runs.
+ * of marks. A mark is what the counts were when the guest asked for the time (clock_gettime), and who asked for
+ * which clock: its runtime's profiler asks for the clock on the wall around every kernel. The guest and the host read counts from the file while the guest runs.
  * Of guests other than arm64 only A64_ALL is counted. One guest thread: additions are not atomic.
  *
  * qemu's plugin header is not packaged by Debian; the declarations below are those of its documented API.
@@ -42,7 +42,7 @@ EXPORT int qemu_plugin_version = 1;
 static struct shared {
     uint64_t counts[A64_CLASSES];
     uint64_t marks;
-    uint64_t ring[MARKS][A64_CLASSES];
+    uint64_t ring[MARKS][A64_CLASSES + 1]; /* counts; 256 * thread + clock */
 } *shared;
 static bool arm64;
 
@@ -62,12 +62,14 @@ static void translated(plugin_id id, struct block *block) {
             qemu_plugin_register_vcpu_tb_exec_inline(block, INLINE_ADD_U64, &shared->counts[k], found[k]);
 }
 
-static void system_call(plugin_id id, unsigned cpu, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+static void system_call(plugin_id id, unsigned cpu, int64_t number, uint64_t clock, uint64_t b, uint64_t c, uint64_t d,
                         uint64_t e, uint64_t f, uint64_t g, uint64_t h) {
-    (void)id, (void)cpu, (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
+    (void)id, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
     if (number != (arm64 ? CLOCK_GETTIME_ARM64 : CLOCK_GETTIME_X86_64))
         return;
-    memcpy(shared->ring[shared->marks % MARKS], shared->counts, sizeof shared->counts);
+    uint64_t *mark = shared->ring[shared->marks % MARKS];
+    memcpy(mark, shared->counts, sizeof shared->counts);
+    mark[A64_CLASSES] = 256 * (uint64_t)cpu + (clock & 255);
     shared->marks++;
 }
 

@@ -34,6 +34,9 @@ START_SECONDS = 180.0
 _MARKS_AT = 8 * len(CLASSES)
 _RING_AT = _MARKS_AT + 8
 _RING = 65536
+_ROW = 8 * (len(CLASSES) + 1)
+#: The main thread asking for the clock on the wall (CLOCK_REALTIME), as profilers of C++ do.
+_WALL_CLOCK = 0
 _REPLY_CHARS = 8_000_000
 
 
@@ -94,7 +97,7 @@ class Guest:
         self._scratch = tempfile.TemporaryDirectory(prefix="tailorbird-guest-", ignore_cleanup_errors=True)
         self.folder = Path(self._scratch.name)
         self._counts = self.folder / "counts"
-        self._counts.write_bytes(b"\0" * (_RING_AT + 8 * len(CLASSES) * _RING))
+        self._counts.write_bytes(b"\0" * (_RING_AT + _ROW * _RING))
         command = [part.replace("{counts}", str(self._counts)) for part in machine.command]
         self._messages = (self.folder / "messages").open("w+b")
         try:
@@ -144,14 +147,16 @@ class Guest:
         return dict(reply)
 
     def marks(self, first: int, last: int) -> list[tuple[int, ...]]:
-        """Counts by class at the marks from `first` to before `last`."""
+        """Counts by class at the looks at the clock on the wall, of marks `first` to before `last`."""
         if last - first > _RING:
             raise DeviceError(f"{last - first} marks in one run; the counter keeps {_RING}")
         found = []
         with self._counts.open("rb") as file:
             for i in range(first, last):
-                file.seek(_RING_AT + (i % _RING) * _MARKS_AT)
-                found.append(struct.unpack(f"<{len(CLASSES)}Q", file.read(_MARKS_AT)))
+                file.seek(_RING_AT + (i % _RING) * _ROW)
+                *counts, asked = struct.unpack(f"<{len(CLASSES) + 1}Q", file.read(_ROW))
+                if asked == _WALL_CLOCK:
+                    found.append(tuple(counts))
         return found
 
     def write(self, name: str, data: bytes) -> str:
