@@ -286,54 +286,72 @@ def table(rows: Sequence[Answer]) -> list[str]:
     return lines
 
 
+@dataclass
+class Results:
+    """All that was found; `layers` as `layer_ratios` gives them, `repeats` relative differences."""
+
+    cores: list[str]
+    answers: list[Answer] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    repeats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Every network ran, float answers agree, counts repeat."""
+        good = all(not r.error and (r.precision != "fp32" or r.worst <= FLOAT_WITHIN) for r in self.answers)
+        return good and all(d <= REPEATS_WITHIN for d in self.repeats.values())
+
+    def text(self) -> str:
+        """The tables."""
+        lines = [*table(self.answers), "", *layer_table(self.layers, self.cores), ""]
+        apart = ", ".join(f"{p} {d:.4%}" for p, d in self.repeats.items())
+        lines += [*kind_table(self.answers, self.cores), "", f"counts of two fresh guests apart: {apart}"]
+        return "\n".join(lines)
+
+
+def measured(chosen: Sequence[str], names: list[str], samples: int) -> Results:
+    """Everything, network by network; what is known of each is shown at once. Raises DeviceError."""
+    found = Results(names)
+    cores: dict[str, Emulated] = {}
+    began = time.perf_counter()
+    try:
+        cores |= {name: EmulatedX86() if name == HASWELL else EmulatedArm(name) for name in names}
+        found.layers = layer_ratios(cores)
+        for name in chosen:
+            case = digits_case() if name == "digits32" else trained_case(name, *networks()[name]())
+            of_network = list(answers(case, cores, samples))
+            found.answers += of_network
+            print("\n".join(table(of_network)), file=sys.stderr)
+            print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+            if not found.repeats:
+                found.repeats = repeats(case, next(n for n in names if n != HASWELL))
+    finally:
+        for device in cores.values():
+            device.close()
+    return found
+
+
 def main() -> int:
     """Run and print; 0 when float answers agree and counts repeat."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", default=DEFAULT_NETWORKS)
-    parser.add_argument("--cores", default="cortex-a72,cortex-a76")
+    parser.add_argument("--cores", default="cortex-a72,cortex-a76", help="at least one of Arm")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    names = given.cores.split(",")
-    makers = networks()
-    chosen = ["digits32", *makers] if given.networks == ["all"] else given.networks
-    unknown = [name for name in chosen if name not in (*makers, "digits32")]
+    known = ["digits32", *networks()]
+    chosen = known if given.networks == ["all"] else given.networks
+    unknown = [name for name in chosen if name not in known]
     if unknown:
-        parser.error(f"unknown network {unknown[0]!r}; there are digits32, {', '.join(makers)}")
-    began = time.perf_counter()
-    rows: list[Answer] = []
-    repeated: dict[str, float] = {}
-    cores: dict[str, Emulated] = {}
+        parser.error(f"unknown network {unknown[0]!r}; there are {', '.join(known)}")
     try:
-        cores |= {name: EmulatedX86() if name == HASWELL else EmulatedArm(name) for name in names}
-        layers = layer_ratios(cores)
-        for name in chosen:
-            case = digits_case() if name == "digits32" else trained_case(name, *makers[name]())
-            found = list(answers(case, cores, given.samples))
-            rows += found
-            print("\n".join(table(found)), file=sys.stderr, flush=True)
-            print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-            if not repeated:
-                repeated = repeats(case, names[0])
+        found = measured(chosen, given.cores.split(","), given.samples)
     except DeviceError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.exit_code
-    finally:
-        for device in cores.values():
-            device.close()
-    if given.json:
-        print(
-            json.dumps(
-                {"answers": [asdict(r) for r in rows], "layers": layers, "repeats": repeated}, indent=1
-            )
-        )
-    else:
-        print("\n".join(table(rows)))
-        print("\n".join(["", *layer_table(layers, names), "", *kind_table(rows, names)]))
-        print("\ncounts of two fresh guests apart: " + ", ".join(f"{p} {d:.4%}" for p, d in repeated.items()))
-    float_good = all(not r.error and (r.precision != "fp32" or r.worst <= FLOAT_WITHIN) for r in rows)
-    return 0 if float_good and all(d <= REPEATS_WITHIN for d in repeated.values()) else 1
+    print(json.dumps(asdict(found), indent=1) if given.json else found.text())
+    return 0 if found.passed else 1
 
 
 if __name__ == "__main__":

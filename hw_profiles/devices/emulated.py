@@ -16,6 +16,7 @@ another x86-64.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -34,7 +35,6 @@ from hw_profiles.devices.contract import Condition, Device, DeviceFacts, KernelR
 from hw_profiles.devices.emulation import (
     CLASSES,
     Guest,
-    GuestRefused,
     Machine,
     arm_machine,
     stored_arrays,
@@ -129,23 +129,25 @@ class _Emulated(Device):
             self._guest = None
 
     def measure(self, works: Sequence[Work]) -> Iterator[Sample]:
-        """Counts of the works, interleaved in one guest. A network that brings the guest down gets an error,
-        the others go on in a new guest. Threads other than 1 are refused: counts of several are not exact.
+        """Counts of the works, one after the other in one guest: counts do not drift, so nothing is gained by
+        interleaving, and `Work.rounds` says nothing here. A network that brings the guest down gets an error,
+        the others go on in a new guest.
 
-        `Work.memory` has no answer here (the emulator's own memory would be measured).
+        Threads other than 1 are refused: threads that wait spin, and counts of several would not repeat.
+        `Work.memory` has no answer (the emulator's own memory would be measured).
         """
-        entries = [_Entry(work, i) for i, work in enumerate(works, self._numbers)]
-        self._numbers += len(works)
-        for entry in entries:
-            if entry.work.threads != 1:
-                entry.error = f"instructions are counted with 1 thread only, not {entry.work.threads}"
-        rounds = max((e.work.rounds for e in entries), default=0)
-        self._each(entries, self._prepare)
-        for turn in range(rounds):
-            self._each([e for e in entries if turn < e.work.rounds], self._run)
-        for entry in entries:
+        for work in works:
+            entry = _Entry(work, self._next())
+            if work.threads != 1:
+                entry.error = f"instructions are counted with 1 thread only, not {work.threads}"
+            else:
+                guest = self._running()  # what is not set up is no network's error
+                try:
+                    self._count(guest, entry)
+                except (DeviceError, OSError, ValueError) as problem:
+                    entry.error = str(problem) or type(problem).__name__
+                self._forget(guest, entry)
             yield entry.sample()
-            self._each([entry], self._forget)
 
     def optimised(self, model: bytes, disabled: str = "") -> bytes:
         """The graph that this processor's onnxruntime makes of a network (ONNX bytes), less prepacking.
@@ -153,9 +155,9 @@ class _Emulated(Device):
         ``disabled`` names optimizers to be left out. Raises DeviceError where it does not load.
         """
         guest = self._running()
-        self._numbers += 1
-        source = guest.write(f"{self._numbers}.onnx", model)
-        target = guest.folder / f"{self._numbers}.optimised.onnx"
+        number = self._next()
+        source = guest.write(f"{number}.onnx", model)
+        target = guest.folder / f"{number}.optimised.onnx"
         try:
             guest.ask("optimise", model=source, to=str(target), disabled=disabled)
             return target.read_bytes()
@@ -163,19 +165,20 @@ class _Emulated(Device):
             for path in (Path(source), target):
                 path.unlink(missing_ok=True)
 
-    # -- one step of one work
+    # -- one work
 
-    def _prepare(self, guest: Guest, entry: _Entry) -> None:
-        """Load, answer, record, warm up."""
+    def _count(self, guest: Guest, entry: _Entry) -> None:
+        """Load, answer, warm up, record, run."""
         self._load(guest, entry)
         work, folder, key = entry.work, _folder(guest, entry), str(entry.number)
         answered = guest.ask("answer", key=key, folder=str(folder))["outputs"]
         if work.answers:
             entry.outputs = tuple(stored_arrays(folder, int(answered)))
-        guest.ask("run", key=key, runs=_WARM_UP)
+        self._run(guest, key, _WARM_UP)
         if work.kernels:
-            whole = guest.ask("run", key=key, runs=3)["counts"]
-            entry.record = _record(guest, key, folder, statistics.median(int(row[0]) for row in whole))
+            whole = statistics.median(row[0] for row in self._run(guest, key, 3))
+            entry.record = _record(guest, key, folder, whole)
+        entry.counts = self._run(guest, key, work.runs)
 
     def _load(self, guest: Guest, entry: _Entry) -> None:
         folder = _folder(guest, entry)
@@ -186,32 +189,19 @@ class _Emulated(Device):
         inputs = str(feed) if entry.work.inputs is not None else None
         guest.ask("load", key=str(entry.number), model=str(path), inputs=inputs)
 
-    def _run(self, guest: Guest, entry: _Entry) -> None:
-        runs = -(-entry.work.runs // entry.work.rounds)
-        try:
-            reply = guest.ask("run", key=str(entry.number), runs=runs)
-        except GuestRefused as problem:
-            if "KeyError" not in str(problem):
-                raise
-            self._load(guest, entry)  # the guest that knew it is gone
-            guest.ask("run", key=str(entry.number), runs=_WARM_UP + 1)
-            reply = guest.ask("run", key=str(entry.number), runs=runs)
-        entry.counts += [tuple(int(n) for n in row) for row in reply["counts"]]
+    def _run(self, guest: Guest, key: str, runs: int) -> list[tuple[int, ...]]:
+        """Counts by class of each run; every run may take as long as the guest's patience."""
+        rows = [guest.ask("run", key=key, runs=1)["counts"][0] for _ in range(runs)]
+        return [tuple(int(n) for n in row) for row in rows]
 
     def _forget(self, guest: Guest, entry: _Entry) -> None:
-        guest.ask("unload", key=str(entry.number))
-        shutil.rmtree(_folder(guest, entry), ignore_errors=True)
+        with contextlib.suppress(DeviceError):
+            guest.ask("unload", key=str(entry.number))
+        shutil.rmtree(guest.folder / str(entry.number), ignore_errors=True)
 
-    def _each(self, entries: Sequence[_Entry], step: Any) -> None:
-        """A step for every work that is still good; what brings it down is its error."""
-        for entry in entries:
-            if entry.error:
-                continue
-            guest = self._running()  # what is not set up is no network's error
-            try:
-                step(guest, entry)
-            except (DeviceError, OSError, ValueError) as problem:
-                entry.error = str(problem) or type(problem).__name__
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
     def _running(self) -> Guest:
         if self._guest is not None and not self._guest.alive:
