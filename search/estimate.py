@@ -30,6 +30,7 @@ from hw_profiles.predictor import Predictor
 
 from .lowering import Lowering
 from .lowering_template import Formulas, SymbolicKernel, cell
+from .templates import BLOCKED, block_size
 
 Array = NDArray[np.float64]
 Key = tuple[Any, ...]
@@ -174,17 +175,17 @@ class Estimator:
         return found
 
     def _alignment(self, layer: Layer, policy: ResolvedPolicy) -> tuple[int, ...]:
-        if self.lowering.target.runtime.templates != "host":
+        if self.lowering.target.runtime.templates not in BLOCKED:
             return ()
-        kept = policy.kept
-        out = []
-        for size in self.space.structure.sizes[layer.weight][:2]:
-            n = size.const + sum(m * kept.get(g, 0) for g, m in size.mult)
-            out.append(0 if n % 16 == 0 else 1 if n % 4 == 0 else 2)
+        kept, block = policy.kept, block_size(self.lowering.target.runtime.templates)
+        sizes = [
+            size.const + sum(m * kept.get(g, 0) for g, m in size.mult)
+            for size in self.space.structure.sizes[layer.weight][:2]
+        ]
         factor = policy.factors.get(layer.name)
         if factor is not None:
-            out += [0 if r % 16 == 0 else 1 if r % 4 == 0 else 2 for r in factor.rank]
-        return tuple(out)
+            sizes += factor.rank
+        return tuple(0 if n % block == 0 else 1 if n % 4 == 0 else 2 for n in sizes)
 
     def _key(self, site: _Site, states: Mapping[str, Key], policy: ResolvedPolicy) -> Key:
         near = tuple(_layout(states[n]) for n in site.neighbours)
