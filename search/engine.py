@@ -9,9 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agents.contract import Outcome, Suggestion
 from agents.registry import check_name, make_agent
@@ -20,7 +19,7 @@ from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
 from . import summary, warm
-from .candidates import SHORTLIST, Candidate, pick, recover_candidates, shortlist
+from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
@@ -29,6 +28,7 @@ from .evaluate import make_evaluator
 from .journal import Journal
 from .result import RunResult
 from .results import Event, Results, RunFacts
+from .rounds import search_policies, time_first, timed_shortlist
 from .runfolder import (
     CONFIG,
     ENV,
@@ -46,48 +46,12 @@ from .siblings import other_runtimes
 from .stored import to_bytes
 from .study import Study, outcome_of
 from .threads import single_threaded
-from .timing import Stopwatch, first_policies, measures
+from .timing import Stopwatch, measures
+from .underway import Run
 
 if TYPE_CHECKING:
     from .config import RunConfig
     from .task import Task
-
-#: Networks of the front that are timed between search and recovery, and how often the search may go on.
-TIMED = 6
-ROUNDS = 3
-#: Parts of an active study, between which its front is timed; networks timed at a time; and how often the
-#: front is timed until no point of it is only predicted.
-PARTS = 4
-TOGETHER = 12
-SWEEPS = 8
-
-
-@dataclass
-class _Run:
-    """One run under way."""
-
-    setup: Setup
-    folder: RunFolder
-    journal: Journal
-    progress: Progress
-    stop: threading.Event | None
-    facts: RunFacts
-    watch: Stopwatch
-    events: list[Event] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def event(self, kind: str, text: str, **more: Any) -> None:
-        """Journal something that turned out otherwise, and tell."""
-        self.journal.append("event", {"kind": kind, "text": text, **more})
-        event = Event(kind=kind, text=text)
-        if event not in self.events:  # exported again after an interruption
-            self.events.append(event)
-        self.progress.note(f"event    {text}")
-
-    @property
-    def stopped(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self.stop is not None and self.stop.is_set()
 
 
 @single_threaded
@@ -114,13 +78,13 @@ def run(
     folder, journal = _opened(setup)
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
-    this = _Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
+    this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
     with journal:
         folder.sweep()
         folder.write(CONFIG, config.to_yaml())
         folder.write_json(ENV, environment(setup.lowering.predictor.threads))
         watch.restore()
-        _time_first(this)
+        time_first(this)
         require_feasible(setup.problem)
         backing = _backing(setup)
         show.header(header_lines(summary.document(setup, facts, None, backing)))
@@ -128,8 +92,8 @@ def run(
         candidates: list[Candidate] = []
         delivered: Delivered | None = None
         with study.evaluator:
-            _search(this, study, config.evaluations)
-            chosen = [] if this.stopped or config.dry_run else _timed_shortlist(this, study)
+            search_policies(this, study, config.evaluations)
+            chosen = [] if this.stopped or config.dry_run else timed_shortlist(this, study)
         if not this.stopped and not config.dry_run:
             candidates = _candidates(this, chosen)
         if candidates and not this.stopped:
@@ -194,14 +158,6 @@ def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
     )
 
 
-def _time_first(this: _Run) -> None:
-    """Where the target is this machine, correct the prices before anything is searched."""
-    if measures(this.setup):
-        start = time.perf_counter()
-        this.watch.time(first_policies(this.setup))
-        this.timings["measure"] = time.perf_counter() - start
-
-
 def _backing(setup: Setup) -> str:
     batch = setup.lowering.kernels([setup.base_policy])[0][1]
     return setup.lowering.predictor.predict(batch).backing
@@ -211,7 +167,7 @@ def _backing(setup: Setup) -> str:
 
 
 def _study(
-    this: _Run, known: list[tuple[Suggestion, Outcome]]
+    this: Run, known: list[tuple[Suggestion, Outcome]]
 ) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]]:
     """The study with its baselines scored and, when resumed, its journal taken up."""
     setup = this.setup
@@ -245,49 +201,10 @@ def _study(
     return study, found
 
 
-def _search(this: _Run, study: Study, evaluations: int) -> None:
-    start = time.perf_counter()
-    config = this.setup.config
-    total = 1 if config.dry_run else evaluations
-    active = config.measure == "active" and measures(this.setup) and not config.dry_run
-    this.progress.start(total, len(study.entries), this.setup.task.metric.unit)
-    step = -(-total // PARTS) if active else total
-    while not this.stopped:
-        until = min(total, len(study.entries) + step)
-        left = (
-            None if config.timeout_seconds is None else config.timeout_seconds - time.perf_counter() + start
-        )
-        study.run(until, left, this.stop, this.progress)
-        late = left is not None and time.perf_counter() - start > (config.timeout_seconds or 0.0)
-        if len(study.entries) >= total or study.exhausted or this.stopped or late:
-            break
-        if this.watch.time(this.watch.untimed(study.outcomes, TOGETHER)):
-            _renew(this, study)
-    this.progress.close()
-    if this.stopped:
-        this.journal.append("interrupted", {"evaluated": len(study.entries)})
-    elif study.exhausted and len(study.entries) < total:
-        this.progress.note(f"the agent has nothing new after {len(study.entries)} evaluations")
-    this.timings["search"] = this.timings.get("search", 0.0) + time.perf_counter() - start
-
-
-def _renew(this: _Run, study: Study) -> None:
-    """Go on under corrected prices."""
-    config = this.setup.config
-    seed = config.seed + 1 + len(study.entries)
-    study.renew(this.setup.problem, make_agent(config.agent, this.setup.problem, seed))
-
-
-def _more(this: _Run, study: Study) -> None:
-    """Search on under corrected prices, because nothing holds the budget yet."""
-    _renew(this, study)
-    _search(this, study, len(study.entries) + max(10, this.setup.config.evaluations // 4))
-
-
 # -- candidates
 
 
-def _candidates(this: _Run, chosen: Sequence[Outcome]) -> list[Candidate]:
+def _candidates(this: Run, chosen: Sequence[Outcome]) -> list[Candidate]:
     """The shortlist, recovered."""
     setup, config = this.setup, this.setup.config
     if not chosen:
@@ -314,49 +231,7 @@ def _candidates(this: _Run, chosen: Sequence[Outcome]) -> list[Candidate]:
     return found
 
 
-def _timed_shortlist(this: _Run, study: Study) -> list[Outcome]:
-    setup = this.setup
-    if not measures(setup):
-        return shortlist(setup, study.outcomes, SHORTLIST)
-    for _ in range(ROUNDS):
-        study.reprice(setup.problem)
-        ranked = shortlist(setup, study.outcomes, TIMED)
-        this.watch.time([o.policy for o in ranked])
-        _time_front(this, study)
-        holding = [o for o in shortlist(setup, study.outcomes, TIMED) if _holds(this, o)]
-        if holding or this.stopped:
-            return holding[:SHORTLIST]
-        this.event(
-            "budget",
-            f"none of {len(ranked)} predicted to hold {this.watch.limit_ms:.3f} ms does so when "
-            "measured; prices corrected, the search goes on",
-        )
-        _more(this, study)
-    return []
-
-
-def _holds(this: _Run, outcome: Outcome) -> bool:
-    """Whether a policy was timed and holds the budget."""
-    return outcome.policy.digest in this.watch.seen and this.watch.holds(outcome.policy)
-
-
-def _time_front(this: _Run, study: Study) -> None:
-    """Time the front until no point of it is only predicted: corrected prices may bring new points."""
-    study.reprice(this.setup.problem)
-    if this.setup.config.measure == "final":
-        return
-    start = time.perf_counter()
-    for _ in range(SWEEPS):
-        missing = this.watch.untimed(study.outcomes, TOGETHER)
-        if not missing or this.stopped:
-            break
-        this.progress.note(f"measure  {len(missing)} networks of the front")
-        this.watch.time(missing)
-        study.reprice(this.setup.problem)
-    this.timings["measure"] = this.timings.get("measure", 0.0) + time.perf_counter() - start
-
-
-def _delivered(this: _Run, candidates: list[Candidate]) -> Delivered:
+def _delivered(this: Run, candidates: list[Candidate]) -> Delivered:
     start = time.perf_counter()
     at = pick(this.setup, candidates)
     found = deliver(this.setup, candidates[at], this.folder, this.watch, this.event)
@@ -369,7 +244,7 @@ def _delivered(this: _Run, candidates: list[Candidate]) -> Delivered:
 
 
 def _results(
-    this: _Run,
+    this: Run,
     study: Study,
     baselines: dict[str, tuple[ResolvedPolicy, Outcome]],
     candidates: Sequence[Candidate],
@@ -421,7 +296,7 @@ def _results(
     return results
 
 
-def _written(this: _Run, results: Results) -> None:
+def _written(this: Run, results: Results) -> None:
     folder = this.folder
     results["files"] = sorted({*results.get("files", []), RESULTS, FRONT, CONFIG, ENV})
     rows = [
