@@ -115,7 +115,10 @@ class Profile:
 
     @property
     def networks(self) -> list[tuple[KernelBatch, float, float]]:
-        """(kernels (1, K), ms, relative sigma of ms) of every network whose kernels are known."""
+        """(kernels (1, K), ms, relative sigma of ms) of every network whose kernels are known.
+
+        One that was never measured steadily has the sigma of an unstable sample: 3 % of CPU time or more.
+        """
         return [(row.batch(), row.best, row.sigma) for row in self.measured.values() if row.kinds]
 
     @property

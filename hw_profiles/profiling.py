@@ -119,10 +119,9 @@ class _Profiling:
         longest = 0.0
         for together in self._batches(iter(works)):
             begun = time.monotonic()
-            if self.budget_seconds is not None and begun - self.start + longest > self.budget_seconds:
+            if self._over(longest) or not self._batch(together):
                 self.report.ended = "budget"
                 break
-            self._batch(together)
             longest = max(longest, time.monotonic() - begun)
             if self._stopped():
                 break
@@ -164,10 +163,12 @@ class _Profiling:
             self.report.paths.append(self.store.path(self.report.facts, threads))
         return self.known[threads]
 
-    def _batch(self, works: dict[str, Work]) -> None:
-        """Measure until every work is stored, refused or given up."""
+    def _batch(self, works: dict[str, Work]) -> bool:
+        """Measure until every work is stored or refused; False where the budget ends repeating."""
         waiting, unsteady, lost = dict(works), dict[str, list[Sample]](), 0
         while waiting and not self._stopped():
+            if unsteady and self._over(0.0):
+                return False
             asked = [replace(work, key=key, kernels=True) for key, work in waiting.items()]
             throttled = False
             try:
@@ -177,7 +178,7 @@ class _Profiling:
                         del waiting[sample.key]
                         lost = 0
                     if self._stopped():
-                        return
+                        return True
             except StoreError:
                 raise
             except DeviceError as error:
@@ -187,6 +188,7 @@ class _Profiling:
                 lost += 1
             if waiting and throttled:
                 self._wait(self.cool_seconds)
+        return True
 
     def _settled(self, sample: Sample, work: Work, unsteady: dict[str, list[Sample]]) -> bool:
         """Store a sample, or remember it as unsteady; whether its work is done with."""
@@ -223,6 +225,11 @@ class _Profiling:
             r = self.report
             seconds = time.monotonic() - self.start
             self.progress(Progress(r.measured, r.held, len(r.failed), len(r.refused), seconds, key))
+
+    def _over(self, more: float) -> bool:
+        """Whether so many seconds more are too many."""
+        taken = time.monotonic() - self.start
+        return self.budget_seconds is not None and taken + more > self.budget_seconds
 
     def _stopped(self) -> bool:
         return self.stop is not None and self.stop.is_set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,14 @@ def test_budget_and_stop_end_between_samples(tmp_path: Path) -> None:
     store, stop = ProfileStore(tmp_path), threading.Event()
     report = profile(SimulatedDevice(), WORKS, store, batch=2, budget_seconds=0.0)
     assert (report.measured, report.ended) == (0, "budget")
+    restless = SimulatedDevice(trouble={1: "unstable"})
+
+    def slowly(_: Progress) -> None:
+        time.sleep(0.3)
+
+    report = profile(restless, WORKS, ProfileStore(tmp_path / "b"), budget_seconds=0.5, progress=slowly)
+    assert (report.measured, report.ended, report.refused) == (5, "budget", {})
+    assert restless.given == 6
 
     def after_three(progress: Progress) -> None:
         if progress.measured == 3:
@@ -158,7 +167,7 @@ def test_this_machine(tmp_path: Path) -> None:
     works = [Work(f, probe(f, 1), runs=24) for f in ("lenet", "resnet20/int8")] + [Work("bad", b"junk")]
     store = ProfileStore(tmp_path)
     with LocalDevice() as device:
-        report = profile(device, works, store, accept_unstable=True)
+        report = profile(device, works, store, repeats=0, accept_unstable=True)
         again = profile(device, works, store)
     assert (report.measured, again.measured, again.held) == (2, 0, 3)
     assert list(report.failed) == ["bad"]

@@ -83,7 +83,7 @@ def test_agent_killed_half_way_and_started_again(tmp_path: Path) -> None:
             "Connection refused",
         )
     with _agent_process(tmp_path) as (_, url):
-        report = profile(HttpDevice(url, TOKEN, "a-board"), WORKS, store, accept_unstable=True)
+        report = profile(HttpDevice(url, TOKEN, "a-board"), WORKS, store, repeats=0, accept_unstable=True)
     assert (report.held, report.measured) == (2, 2)
 
 
@@ -100,7 +100,9 @@ def test_ssh_line_cut_half_way_comes_back_and_leaves_nothing(
                 cuts.append(progress.key)
                 server.cut()
 
-        report = profile(device, WORKS, store, batch=1, progress=cut, pauses=(0.1, 0.1), accept_unstable=True)
+        report = profile(
+            device, WORKS, store, batch=1, progress=cut, pauses=(0.1, 0.1), repeats=0, accept_unstable=True
+        )
         assert (report.measured, report.failed, report.refused) == (4, {}, {})
         assert _left(tmp_path / "there", 1)  # the agent that runs now; the one before went with its line
     assert cuts == ["lenet 1"]
