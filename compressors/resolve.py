@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .factors.base import FACTORISATIONS, factor_macs, factor_shapes
+from .factors.base import FACTORISATIONS, factor_costs
 from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
 
@@ -131,9 +131,8 @@ def _resolve_rank(
     factor = Factor(method, rank)
     dense = math.prod(shape)
     stride = tuple(structure.graph.by_name[layer.nodes[0]].attrs.get("stride", ()))
-    if sum(map(math.prod, factor_shapes(layer, shape, factor, stride))) >= dense:
-        return None
-    return factor if factor_macs(layer, shape, factor, stride) < dense else None
+    weights, macs = factor_costs(layer, shape, factor, stride)
+    return factor if weights < dense and macs < dense else None
 
 
 def _rank(ratio: float, full: int) -> int:

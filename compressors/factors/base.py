@@ -144,9 +144,17 @@ def factor_shapes(layer: Layer, shape: Shape, factor: Factor, stride: Shape = ()
     return [s for s, _ in _shapes(layer, shape, factor, stride)]
 
 
-def factor_macs(layer: Layer, shape: Shape, factor: Factor, stride: Shape) -> int:
-    """MACs of the factors, for one position of the dense layer (output; of a transposed one input)."""
-    return sum(math.prod(s) * at for s, at in _shapes(layer, shape, factor, stride))
+def factor_costs(layer: Layer, shape: Shape, factor: Factor, stride: Shape) -> tuple[int, int]:
+    """Weights of the factors, and MACs for one position of the dense layer.
+
+    Positions are outputs, of a transposed convolution inputs.
+    """
+    weights = macs = 0
+    for s, at in _shapes(layer, shape, factor, stride):
+        size = math.prod(s)
+        weights += size
+        macs += size * at
+    return weights, macs
 
 
 def _shapes(layer: Layer, shape: Shape, factor: Factor, stride: Shape) -> list[tuple[Shape, int]]:
@@ -163,7 +171,7 @@ __all__ = [
     "Factorisation",
     "Step",
     "channel_ends",
-    "factor_macs",
+    "factor_costs",
     "factor_shapes",
     "factorisation",
     "neutral",

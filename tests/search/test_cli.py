@@ -125,6 +125,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("targets", "targets", "raspberry-pi-4"),
         ("tasks", "tasks", "digits32"),
         ("agents", "agents", "random"),
+        ("methods", "methods", "tucker2"),
     ):
         assert main([command]) == 0
         assert name in capsys.readouterr().out
