@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from .apply import Network, compress
     from .compressed import Compressed
     from .errors import CompressorError, NumericsError, PolicyError, TraceError
-    from .factorize import factorisation
+    from .factors import Factorisation, Step, factorisation
     from .graph import Graph, Structure
     from .importance import criterion
     from .policy import FLOAT, Factor, Policy, ResolvedPolicy
-    from .quantize import range_method
+    from .quantize import range_method, weight_scale
     from .resolve import Numerics
     from .simulate import answers
     from .space import Abilities, PolicySpace
@@ -29,6 +29,7 @@ _HOME = {
     "CompressorError": "errors",
     "FLOAT": "policy",
     "Factor": "policy",
+    "Factorisation": "factors",
     "Graph": "graph",
     "Network": "apply",
     "Numerics": "resolve",
@@ -37,14 +38,16 @@ _HOME = {
     "PolicyError": "errors",
     "PolicySpace": "space",
     "ResolvedPolicy": "policy",
+    "Step": "factors",
     "Structure": "graph",
     "TraceError": "errors",
     "answers": "simulate",
     "compress": "apply",
     "criterion": "importance",
-    "factorisation": "factorize",
+    "factorisation": "factors",
     "range_method": "quantize",
     "structure_of": "structure",
+    "weight_scale": "quantize",
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "Compressed",
     "CompressorError",
     "Factor",
+    "Factorisation",
     "Graph",
     "Network",
     "Numerics",
@@ -61,6 +65,7 @@ __all__ = [
     "PolicyError",
     "PolicySpace",
     "ResolvedPolicy",
+    "Step",
     "Structure",
     "TraceError",
     "answers",
@@ -69,6 +74,7 @@ __all__ = [
     "factorisation",
     "range_method",
     "structure_of",
+    "weight_scale",
 ]
 
 

@@ -183,11 +183,20 @@ def reduced(
 
     ``weights``: as in `compress`.
     """
+    return reduced_network(network, policy, weights)[1]
+
+
+@torch.no_grad()
+def reduced_network(
+    network: Network, policy: ResolvedPolicy, weights: dict[str, Tensor] | None = None
+) -> tuple[Graph, dict[str, Tensor]]:
+    """The float network with its batch-norms, and the weights as of `reduced`."""
     skeleton = network.skeletons.of(policy)
     kept = kept_indices(network.evidence, policy.kept, policy.criterion)
     weights = shrunk(network, policy) if weights is None else dict(weights)
     unfolded = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
-    return recalibrate(unfolded, weights, network, kept, changed=_is_reduced(network, policy))
+    found = recalibrate(unfolded, weights, network, kept, changed=is_reduced(network, policy))
+    return unfolded, found
 
 
 @torch.no_grad()
@@ -210,7 +219,8 @@ def round_folded(
     return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton, network.rounded)
 
 
-def _is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
+def is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
+    """Whether a policy prunes, factorises or removes anything, so that statistics must be found anew."""
     cut = any(policy.kept.get(g.name, g.size) < g.size for g in network.structure.groups)
     return cut or bool(policy.factors) or bool(policy.removed)
 
@@ -312,14 +322,14 @@ class _Quantizing:
             node = self.calls[name][0]
             axis = weight_axis(self.graph, node)
             exact = self.weights[name]
-            rounded, code = quantize_weight(exact, bits, axis, self.numerics)
+            rounded, code = quantize_weight(exact, bits, axis, self.numerics, self.policy.scales)
             change = rounded - exact
             self.errors[name] = change.sum(tuple(range(2, change.dim()))) if change.dim() > 2 else change
             self.weights[name], self.codes[name] = rounded, code
 
     def keys(self, inputs: tuple[Tensor, ...]) -> list[bytes | None]:
         """Digests of the graph's beginnings, before anything was rounded."""
-        root = (self.numerics.key, self.policy.ranges, [tuple(x.shape) for x in inputs])
+        root = (self.numerics.key, self.policy.ranges, self.policy.scales, [tuple(x.shape) for x in inputs])
         bits = [self.where.tensors.get(t) for t in self.graph.inputs]
 
         def more(node: Node) -> object:
@@ -417,9 +427,11 @@ __all__ = [
     "finish",
     "fitted",
     "fold",
+    "is_reduced",
     "quantized",
     "recalibrate",
     "reduced",
+    "reduced_network",
     "round_folded",
     "shrunk",
 ]

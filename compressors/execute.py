@@ -80,7 +80,7 @@ def sizes(graph: Graph, tensor: str, batch: int) -> tuple[int, ...]:
 
 def schedule(graph: Graph) -> Iterator[tuple[Node, tuple[str, ...]]]:
     """Nodes in order, each with the activations whose last reader it is."""
-    cached = graph.__dict__.get("_schedule")
+    cached = graph.topology.get("schedule")
     if cached is None:
         last: dict[str, int] = {}
         for i, node in enumerate(graph.nodes):
@@ -92,7 +92,7 @@ def schedule(graph: Graph) -> Iterator[tuple[Node, tuple[str, ...]]]:
             if t not in graph.outputs:
                 ends.setdefault(i, []).append(t)
         cached = [(n, tuple(ends.get(i, ()))) for i, n in enumerate(graph.nodes)]
-        graph.__dict__["_schedule"] = cached
+        graph.topology["schedule"] = cached
     return iter(cached)
 
 

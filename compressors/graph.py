@@ -115,6 +115,18 @@ class Graph:
         """Node name to node."""
         return {n.name: n for n in self.nodes}
 
+    @cached_property
+    def topology(self) -> dict[str, Any]:
+        """What others worked out from the nodes alone; shared by graphs that differ in sizes only."""
+        return {}
+
+    def resized(self, tensors: Mapping[str, TensorType], params: Mapping[str, TensorType]) -> Graph:
+        """The same nodes with other types, which need not be put in order anew."""
+        made = Graph(self.nodes, self.inputs, self.outputs, tensors, params, self.fixed_batch)
+        known = ("topology", "producer", "consumers", "by_name")
+        made.__dict__.update({name: getattr(self, name) for name in known})
+        return made
+
     def type_of(self, tensor: str) -> TensorType:
         """Type of an activation or a parameter."""
         found = self.tensors.get(tensor)
@@ -177,7 +189,10 @@ class DimSize:
 
     def at(self, kept: Mapping[str, int]) -> int:
         """The size (per batch unit) once each group keeps ``kept[group]`` channels."""
-        return self.const + sum(m * kept[g] for g, m in self.mult)
+        size = self.const
+        for g, m in self.mult:
+            size += m * kept[g]
+        return size
 
 
 @dataclass(frozen=True)
@@ -263,12 +278,26 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Loose:
+    """Parameters of no layer that one operation reads: names, bytes as traced, why no policy changes them.
+
+    ``weighs``: the operation multiplies with them as a layer does, but is not one.
+    """
+
+    subject: str
+    names: tuple[str, ...]
+    size_bytes: int
+    reason: str
+    weighs: bool = False
+
+
+@dataclass(frozen=True)
 class Structure:
     """All that the policy space needs to know of a network: pure, no weights.
 
     ``sizes[tensor][dim]`` gives every activation's and parameter's dimension as a function of the
     channels kept; ``slice_ends[node]`` likewise where a slice over channels starts and ends. ``notes``
-    lists what cannot be searched: (subject, reason).
+    lists what cannot be searched: (subject, reason); ``loose`` the parameters that belong to no layer.
     """
 
     graph: Graph
@@ -279,6 +308,7 @@ class Structure:
     sizes: Mapping[str, tuple[DimSize, ...]]
     slice_ends: Mapping[str, tuple[DimSize, DimSize]] = field(default_factory=dict)
     notes: tuple[tuple[str, str], ...] = ()
+    loose: tuple[Loose, ...] = ()
 
     @cached_property
     def layer(self) -> dict[str, Layer]:

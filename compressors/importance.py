@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import PolicyError, near
 from .graph import ChannelGroup, Graph, Structure
 from .reconstruct import elimination_order
+from .registry import Registry
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Evidence:
 
 
 Criterion = Callable[[Evidence, ChannelGroup], Tensor]
-CRITERIA: dict[str, Criterion] = {}
+CRITERIA: Registry[Criterion] = Registry("importance criterion", ("compressors.importance",))
 
 
 def criterion(name: str) -> Callable[[Criterion], Criterion]:
     """Register an importance criterion under a name."""
 
     def register(function: Criterion) -> Criterion:
-        CRITERIA[name] = function
+        CRITERIA.register(name, function)
         return function
 
     return register
@@ -44,9 +44,7 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
 
 def scores(evidence: Evidence, group: ChannelGroup, name: str) -> Tensor:
     """Importance of every unit of a group, shape (size,)."""
-    if name not in CRITERIA:
-        raise PolicyError(f"unknown importance criterion {name!r}.{near(name, CRITERIA)}")
-    return CRITERIA[name](evidence, group)
+    return CRITERIA.find(name)(evidence, group)
 
 
 def kept_units(evidence: Evidence, group: ChannelGroup, name: str, count: int) -> Tensor:

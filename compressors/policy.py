@@ -10,25 +10,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from .errors import PolicyError
+from .factors import FACTORISATIONS
 
 SCHEMA_VERSION = 1
 #: Bits of a value that is not quantised.
 FLOAT = 32
-#: Factorisation methods and the number of ranks each takes.
-FACTOR_METHODS: Mapping[str, int] = {"svd": 1, "spatial": 1, "tucker2": 2}
+#: What a document that does not name how weight scales are found means.
+SCALES = "mse"
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A factorisation of one layer: ``method`` and its rank(s).
-
-    svd: (r,) two layers, k x k to r channels then 1 x 1 (Zhang et al. 2016, eq. 3);
-    spatial: (r,) k x 1 then 1 x k (Jaderberg et al. 2014, scheme 2);
-    tucker2: (r_in, r_out) 1 x 1, k x k, 1 x 1 (Kim et al. 2016).
-    """
+    """A factorisation of one layer: ``method``, one of `FACTORISATIONS`, and its rank(s)."""
 
     method: str
     rank: tuple[int, ...]
@@ -40,7 +37,8 @@ class Policy:
 
     ``keep[group]`` in (0, 1]; ``rank[layer]`` = (method, ratio of the full rank in (0, 1]);
     ``weight_bits[layer]`` and ``act_bits[tensor group]`` in 2..8 or 32 (float); ``removed`` names blocks.
-    ``criterion`` chooses which channels stay; ``ranges`` how activation ranges are found.
+    ``criterion`` chooses which channels stay; ``ranges`` and ``scales`` how the ranges of activations and
+    the scales of weights are found.
     """
 
     keep: Mapping[str, float] = field(default_factory=dict)
@@ -50,6 +48,7 @@ class Policy:
     removed: frozenset[str] = frozenset()
     criterion: str = "obs"
     ranges: str = "mse"
+    scales: str = "mse"
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,17 @@ class ResolvedPolicy:
     removed: tuple[str, ...] = ()
     criterion: str = "obs"
     ranges: str = "mse"
+    scales: str = "mse"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON document, keys sorted, as published in ``policy.schema.json``."""
+        """JSON document, keys sorted, as `policy_schema` describes it."""
         layers: dict[str, dict[str, Any]] = {}
         for name in sorted(self.weight_bits):
             layers[name] = {"weight_bits": self.weight_bits[name]}
             if name in self.factors:
                 f = self.factors[name]
                 layers[name]["factor"] = {"method": f.method, "rank": list(f.rank)}
-        return {
+        found = {
             "schema_version": SCHEMA_VERSION,
             "network": self.network,
             "groups": dict(sorted(self.kept.items())),
@@ -87,6 +87,9 @@ class ResolvedPolicy:
             "criterion": self.criterion,
             "ranges": self.ranges,
         }
+        if self.scales != SCALES:
+            found["scales"] = self.scales
+        return found
 
     def to_json(self) -> str:
         """Canonical JSON text."""
@@ -122,11 +125,40 @@ class ResolvedPolicy:
             removed=tuple(sorted(doc["removed"])),
             criterion=doc["criterion"],
             ranges=doc["ranges"],
+            scales=doc.get("scales", SCALES),
         )
 
 
+def policy_schema() -> dict[str, Any]:
+    """The JSON Schema of policy documents, with every factorisation that is registered in this process.
+
+    The published ``policy.schema.json`` is this schema with the built-in ones.
+    """
+    text = Path(__file__).with_name("policy.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    schema["$defs"]["factor"]["oneOf"] = [
+        {
+            "description": FACTORISATIONS.summary(name),
+            "type": "object",
+            "required": ["method", "rank"],
+            "additionalProperties": False,
+            "properties": {
+                "method": {"const": name},
+                "rank": {
+                    "type": "array",
+                    "items": {"$ref": "#/$defs/rank"},
+                    "minItems": scheme.ranks,
+                    "maxItems": scheme.ranks,
+                },
+            },
+        }
+        for name, scheme in FACTORISATIONS.items()
+    ]
+    return schema
+
+
 def check_document(doc: Any) -> str:
-    """What is wrong with a policy document, "" when nothing is. Mirrors policy.schema.json."""
+    """What is wrong with a policy document, "" when nothing is. Mirrors `policy_schema`."""
     if not isinstance(doc, dict):
         return f"expected an object, got {type(doc).__name__}"
     version = doc.get("schema_version")
@@ -144,8 +176,10 @@ def check_document(doc: Any) -> str:
     for key, kind in kinds.items():
         if not isinstance(doc.get(key), kind):
             return f"{key!r} is missing or not of type {kind.__name__}"
+    if not isinstance(doc.get("scales", SCALES), str):
+        return "'scales' is not of type str"
     for key in doc:
-        if key not in kinds and key != "schema_version":
+        if key not in kinds and key not in ("schema_version", "scales"):
             return f"unknown key {key!r}"
     for name, kept in doc["groups"].items():
         if not _int_in(kept, 1, 1 << 24):
@@ -169,12 +203,12 @@ def _check_layer(name: str, value: Any) -> str:
     factor = value["factor"]
     if not isinstance(factor, dict) or set(factor) != {"method", "rank"}:
         return f"{where}.factor must hold method and rank, nothing else"
-    if not isinstance(factor["method"], str) or factor["method"] not in FACTOR_METHODS:
-        return f"{where}.factor.method must be one of {', '.join(FACTOR_METHODS)}"
+    if not isinstance(factor["method"], str) or factor["method"] not in FACTORISATIONS:
+        return f"{where}.factor.method must be one of {', '.join(FACTORISATIONS)}"
     rank = factor["rank"]
     if (
         not isinstance(rank, list)
-        or len(rank) != FACTOR_METHODS[factor["method"]]
+        or len(rank) != FACTORISATIONS[factor["method"]].ranks
         or not all(_int_in(r, 1, 1 << 24) for r in rank)
     ):
         return f"{where}.factor.rank = {rank!r} does not fit method {factor['method']!r}"

@@ -76,7 +76,7 @@ def narrow_points(graph: Graph) -> dict[int, str]:
 
     Of a run of such positions only the last counts: what follows the others is cheap.
     """
-    cached: dict[int, str] | None = graph.__dict__.get("_narrow")
+    cached: dict[int, str] | None = graph.topology.get("narrow")
     if cached is not None:
         return cached
     alive = set(graph.inputs)
@@ -87,7 +87,7 @@ def narrow_points(graph: Graph) -> dict[int, str]:
         if len(alive) == 1 and i + 1 < len(steps) and alive <= set(node.outputs):
             points.pop(i - 1, None)
             points[i] = next(iter(alive))
-    graph.__dict__["_narrow"] = points
+    graph.topology["narrow"] = points
     return points
 
 

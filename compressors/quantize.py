@@ -9,20 +9,36 @@ import torch
 from torch import Tensor
 
 from .compressed import ActivationCode, WeightCode
-from .errors import NumericsError, PolicyError, near
+from .errors import NumericsError
+from .registry import Registry
 from .resolve import Numerics
 
 #: Values looked at when an activation's range is found.
 SAMPLE = 16384
 Range = Callable[[Tensor, int, Numerics], tuple[float, float]]
-RANGES: dict[str, Range] = {}
+RANGES: Registry[Range] = Registry("range method", ("compressors.quantize",))
 
 
 def range_method(name: str) -> Callable[[Range], Range]:
     """Register a way to find an activation's range (low, high) from sampled values."""
 
     def register(function: Range) -> Range:
-        RANGES[name] = function
+        RANGES.register(name, function)
+        return function
+
+    return register
+
+
+#: (rows (channels, values), bits, largest code) to one scale a channel, (channels,), positive.
+WeightScale = Callable[[Tensor, int, int], Tensor]
+WEIGHT_SCALES: Registry[WeightScale] = Registry("weight scale", ("compressors.quantize",))
+
+
+def weight_scale(name: str) -> Callable[[WeightScale], WeightScale]:
+    """Register a way to find the scales of symmetric integer weights."""
+
+    def register(function: WeightScale) -> WeightScale:
+        WEIGHT_SCALES.register(name, function)
         return function
 
     return register
@@ -79,12 +95,11 @@ def _flat(values: Tensor) -> Tensor:
 
 def find_code(values: Tensor, bits: int, numerics: Numerics, method: str) -> ActivationCode:
     """Quantiser for an activation seen on calibration data."""
-    if method not in RANGES:
-        raise PolicyError(f"unknown range method {method!r}.{near(method, RANGES)}")
+    found = RANGES.find(method)
     sample = sample_of(values)
     if not bool(torch.isfinite(sample).all()):
         raise NumericsError("an activation to be quantised holds NaN or infinite values")
-    return activation_code(RANGES[method](sample, bits, numerics), bits, numerics)
+    return activation_code(found(sample, bits, numerics), bits, numerics)
 
 
 def activation_code(ends: tuple[float, float], bits: int, numerics: Numerics) -> ActivationCode:
@@ -121,19 +136,15 @@ def fake_quantize(x: Tensor, code: ActivationCode) -> Tensor:
     return inside + (rounded - inside).detach()
 
 
-def quantize_weight(weight: Tensor, bits: int, axis: int, numerics: Numerics) -> tuple[Tensor, WeightCode]:
-    """Rounded weight and its quantiser: symmetric, one scale an output channel.
-
-    At 8 bits the scale covers the largest weight; below, the scale with the least squared error is taken.
-    """
+def quantize_weight(
+    weight: Tensor, bits: int, axis: int, numerics: Numerics, method: str = "mse"
+) -> tuple[Tensor, WeightCode]:
+    """Rounded weight and its quantiser: symmetric, one scale an output channel, found by ``method``."""
     if not bool(torch.isfinite(weight).all()):
         raise NumericsError("a weight to be quantised holds NaN or infinite values")
     high = max(1, (1 << (bits - 1 - numerics.weight_reserve)) - 1)
     rows = weight.detach().transpose(0, axis).reshape(weight.shape[axis], -1)
-    top = rows.abs().amax(1).clamp_min(1e-12)
-    scale = top / high
-    if bits < 8:
-        scale = _least_squares_scale(rows, top, high)
+    scale = WEIGHT_SCALES.find(method)(rows, bits, high)
     shape = [1] * weight.dim()
     shape[axis] = -1
     wide = scale.reshape(shape)
@@ -141,9 +152,18 @@ def quantize_weight(weight: Tensor, bits: int, axis: int, numerics: Numerics) ->
     return codes * wide, WeightCode(scale, axis, bits, high)
 
 
-def _least_squares_scale(rows: Tensor, top: Tensor, high: int) -> Tensor:
-    best = torch.full_like(top, math.inf)
+def _largest(rows: Tensor) -> Tensor:
+    return rows.abs().amax(1).clamp_min(1e-12)
+
+
+@weight_scale("mse")
+def least_squares_scale(rows: Tensor, bits: int, high: int) -> Tensor:
+    """The scale with the least squared rounding error below 8 bits; at 8 bits that of the largest weight."""
+    top = _largest(rows)
     chosen = top / high
+    if bits >= 8:
+        return chosen
+    best = torch.full_like(top, math.inf)
     for i in range(24):
         scale = top * (1.0 - 0.03 * i) / high
         codes = torch.clamp(torch.round(rows / scale[:, None]), -high, high)
@@ -152,6 +172,12 @@ def _least_squares_scale(rows: Tensor, top: Tensor, high: int) -> Tensor:
         best = torch.where(better, error, best)
         chosen = torch.where(better, scale, chosen)
     return chosen
+
+
+@weight_scale("largest")
+def largest_scale(rows: Tensor, bits: int, high: int) -> Tensor:
+    """The scale at which the largest weight of a channel is the largest code; nothing is clipped."""
+    return _largest(rows) / high
 
 
 def quantize_bias(bias: Tensor, input_scale: float, weight: WeightCode, bits: int) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,7 @@ class _Reader:
     ) -> None:
         cov = covariances[structure.graph.by_name[layer.nodes[0]].inputs[0]]
         weight = (
-            weights[layer.weight].detach().double().transpose(0, 1).flatten(1).T
+            weights[layer.weight].detach().double().transpose(0, 1).flatten(1).T.clone()
         )  # (outputs x taps, inputs)
         ridge = RIDGE * cov.diagonal().mean().clamp_min(1e-12)
         self.inverse = torch.linalg.inv(cov + ridge * torch.eye(cov.shape[0], dtype=cov.dtype))
@@ -171,6 +171,8 @@ class _Reader:
         self.places = [(marks == u).nonzero().flatten() for u in range(group.size)]
         self.single = all(len(p) == 1 for p in self.places)
         self.first = torch.stack([p[0] for p in self.places])
+        even = len({len(p) for p in self.places}) == 1
+        self.blocks = torch.stack(self.places) if even else None  # (units, places each)
 
     def costs(self, units: list[int]) -> Tensor:
         """Error of removing each of the given units next, in units of the layer's output variance."""
@@ -178,20 +180,33 @@ class _Reader:
             at = self.first[units]
             alone: Tensor = self.weight[:, at].square().sum(0) / self.inverse.diagonal()[at].clamp_min(1e-18)
             return alone / self.total
-        errors = []
-        for u in units:
-            b = self.places[u]
-            w = self.weight[:, b]
-            errors.append((torch.linalg.solve(self.inverse[b][:, b], w.T) * w.T).sum())
-        found = torch.stack(errors)
-        return found / self.total
+        if self.blocks is None:
+            return torch.stack([self._cost(self.places[u]) for u in units]) / self.total
+        at = self.blocks[units]
+        w = self.weight[:, at].transpose(0, 1)  # (units, rows, places)
+        inner = self.inverse[at[:, :, None], at[:, None, :]]
+        solved = torch.linalg.solve(inner, w.transpose(1, 2) @ w)
+        errors: Tensor = solved.diagonal(dim1=1, dim2=2).sum(1)
+        return errors / self.total
+
+    def _cost(self, places: Tensor) -> Tensor:
+        w = self.weight[:, places]
+        inner = self.inverse[places][:, places]
+        error: Tensor = torch.linalg.solve(inner, w.T @ w).diagonal().sum()
+        return error
 
     def remove(self, unit: int) -> None:
         """Take a unit away: the rest takes over its part, its rows leave the inverse covariance."""
         b = self.places[unit]
-        gain = torch.linalg.solve(self.inverse[b][:, b], self.inverse[b])
-        self.weight = self.weight - self.weight[:, b] @ gain
-        self.inverse = self.inverse - self.inverse[:, b] @ gain
+        if self.single:  # in place: a fresh matrix a unit costs several times the update
+            at = int(b)
+            row = self.inverse[at] / self.inverse[at, at]
+            self.weight.addr_(self.weight[:, at].clone(), row, alpha=-1.0)
+            self.inverse.addr_(self.inverse[:, at].clone(), row, alpha=-1.0)
+        else:
+            gain = torch.linalg.solve(self.inverse[b][:, b], self.inverse[b])
+            self.weight -= self.weight[:, b] @ gain
+            self.inverse -= self.inverse[:, b] @ gain
         self.inverse[b, :] = 0
         self.inverse[:, b] = 0
         self.inverse[b, b] = 1.0

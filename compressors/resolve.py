@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .factors.base import FACTORISATIONS, factor_macs, factor_shapes
 from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
 
@@ -72,7 +73,7 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     factors: dict[str, Factor] = {}
     for layer in alive:
         wanted = policy.rank.get(layer.name)
-        if wanted is not None and "rank" not in layer.fixed:
+        if wanted is not None:
             factor = _resolve_rank(structure, layer, full, wanted)
             if factor is not None:
                 factors[layer.name] = factor
@@ -81,7 +82,15 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     if abilities.float_kernels:
         act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.numerics.at_reads)
     return ResolvedPolicy(
-        structure.graph.digest, kept, factors, weight_bits, act_bits, removed, policy.criterion, policy.ranges
+        structure.graph.digest,
+        kept,
+        factors,
+        weight_bits,
+        act_bits,
+        removed,
+        policy.criterion,
+        policy.ranges,
+        policy.scales,
     )
 
 
@@ -110,75 +119,27 @@ def _sizes(structure: Structure, layer: Layer, full: Mapping[str, int]) -> tuple
     return tuple(d.at(full) for d in structure.sizes[layer.weight])
 
 
-def factor_shapes(layer: Layer, shape: tuple[int, ...], factor: Factor) -> list[tuple[int, ...]]:
-    """Weight shapes of the layers a factorised layer turns into, in execution order.
-
-    (cout, cin, k...) each; of a transposed convolution (r, cin, 1...), then (r, cout, k...).
-    """
-    if layer.op == "conv_transpose":
-        (r,) = factor.rank
-        return [(r, shape[0], *(1 for _ in shape[2:])), (r, *shape[1:])]
-    cout, cin, kernel = shape[0], shape[1], shape[2:]
-    if factor.method == "svd":
-        (r,) = factor.rank
-        return [(r, cin, *kernel), (cout, r, *(1 for _ in kernel))]
-    if factor.method == "spatial":
-        (r,) = factor.rank
-        return [(r, cin, kernel[0], 1), (cout, r, 1, kernel[1])]
-    r_in, r_out = factor.rank
-    ones = tuple(1 for _ in kernel)
-    return [(r_in, cin, *ones), (r_out, r_in, *kernel), (cout, r_out, *ones)]
-
-
-def full_rank(shape: tuple[int, ...], method: str) -> tuple[int, ...]:
-    """Ranks at which a factorisation of a weight of this shape loses nothing."""
-    first, second, kernel = shape[0], shape[1], shape[2:]
-    if method == "tucker2":
-        return (second, first)
-    if method == "spatial":
-        return (min(second * kernel[0], first * kernel[1]),)
-    return (min(second * math.prod(kernel), first),)
-
-
 def _resolve_rank(
     structure: Structure, layer: Layer, full: Mapping[str, int], wanted: tuple[str, float]
 ) -> Factor | None:
     method, ratio = wanted
+    scheme = FACTORISATIONS.find(method)
+    if not scheme.takes(layer):
+        return None
     shape = _sizes(structure, layer, full)
-    rank = tuple(_rank(ratio, r) for r in full_rank(shape, method))
-    if method == "tucker2":  # neither side can have more than the other spans
-        taps = math.prod(shape[2:])
-        rank = (min(rank[0], rank[1] * taps), min(rank[1], rank[0] * taps))
+    rank = scheme.within(shape, tuple(_rank(ratio, r) for r in scheme.full_rank(shape)))
     factor = Factor(method, rank)
     dense = math.prod(shape)
-    shapes = factor_shapes(layer, shape, factor)
-    if sum(math.prod(s) for s in shapes) >= dense:
+    stride = tuple(structure.graph.by_name[layer.nodes[0]].attrs.get("stride", ()))
+    if sum(map(math.prod, factor_shapes(layer, shape, factor, stride))) >= dense:
         return None
-    if _macs_factor(structure, layer, shapes, factor) >= dense:
-        return None
-    return factor
+    return factor if factor_macs(layer, shape, factor, stride) < dense else None
 
 
 def _rank(ratio: float, full: int) -> int:
     """Rank at a ratio, rounded to a multiple of 4 where that is possible."""
     exact = max(1.0, ratio * full)
     return int(min(full, max(4, round(exact / 4) * 4))) if full >= 8 else round(exact)
-
-
-def _macs_factor(structure: Structure, layer: Layer, shapes: list[tuple[int, ...]], factor: Factor) -> float:
-    """MACs of the factors, in units of one output position of the dense layer."""
-    node = structure.graph.by_name[layer.nodes[0]]
-    stride: tuple[int, ...] = tuple(node.attrs.get("stride", ()))
-    per_input = math.prod(stride) if stride else 1
-    total = 0.0
-    for i, s in enumerate(shapes):
-        at = 1
-        if i == 0 and factor.method == "tucker2":
-            at = per_input
-        elif i == 0 and factor.method == "spatial":
-            at = stride[1] if stride else 1
-        total += math.prod(s) * at
-    return total
 
 
 def _resolve_act_bits(

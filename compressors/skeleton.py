@@ -6,12 +6,11 @@ cached; sizes stay symbolic in channels kept and ranks. `concrete` fills them in
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
+from .factors.base import FACTORISATIONS, Step, channel_ends
 from .graph import WEIGHT_OPS, DimSize, Graph, Node, Structure, TensorType
 from .policy import FLOAT, ResolvedPolicy
 from .resolve import Numerics, fused_output, without_blocks
@@ -123,90 +122,54 @@ def _factor(
 ) -> list[Node]:
     """The chain of nodes a factorised layer becomes; registers its weights and inner tensors."""
     x, w, b = n.inputs
-    turned = n.op == "conv_transpose"
     cout, cin, *_ = sizes[w]
-    if turned:
+    if n.op == "conv_transpose":
         cin, cout = cout, cin
     full = structure.graph.params[w].shape
-    kernel = full[2:]
-    ranks = [DimSize(0, ((f"rank:{layer}:{i}", 1),)) for i in range(2 if method == "tucker2" else 1)]
-    channels = [cin, *ranks, cout]
-    steps = _steps(n, method, kernel)
+    scheme = FACTORISATIONS.find(method)
+    steps = scheme.steps(n.op, full[2:], n.attrs)
+    ranks = [DimSize(0, ((f"rank:{layer}:{i}", 1),)) for i in range(scheme.ranks)]
     chain: list[Node] = []
     tensor = x
-    for i, (shape, attrs) in enumerate(steps):
+    for i, (step, (ends, after)) in enumerate(
+        zip(steps, channel_ends(steps, cin, cout, ranks, DimSize(1)), strict=True)
+    ):
         last = i == len(steps) - 1
         weight = f"{layer}.factor{i}.weight"
-        ends = (channels[i], channels[i + 1]) if turned and last else (channels[i + 1], channels[i])
-        sizes[weight] = (*ends, *(DimSize(k) for k in shape))
-        params[weight] = TensorType((full[0], full[1], *shape))
+        sizes[weight] = (*ends, *(DimSize(k) for k in step.kernel))
+        params[weight] = TensorType((full[0], 1 if step.depthwise else full[1], *step.kernel))
         out = n.outputs[0] if last else f"{n.outputs[0]}.factor{i}"
         chain.append(
             Node(
-                "conv" if turned and not last else n.op,
+                step.op,
                 n.name if last else f"{n.name}.factor{i}",
                 (tensor, weight, b if last else ""),
                 (out,),
-                attrs,
+                {**step.attrs, "groups": full[0]} if step.depthwise else step.attrs,
             )
         )
         if not last:
             before = structure.graph.tensors[tensor].shape if tensor == x else types[tensor].shape
-            kind, dims = _inner(chain[-1].op, before, sizes[tensor], channels[i + 1], shape, attrs, full[0])
+            kind, dims = _inner(step, before, sizes[tensor], after, full[0])
             types[out], sizes[out] = kind, dims
         tensor = out
     return chain
 
 
-def _steps(n: Node, method: str, kernel: tuple[int, ...]) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
-    """Kernel and attributes of every factor."""
-    a = n.attrs
-    if n.op == "linear":
-        return [((), {}), ((), {})]
-    one = tuple(1 for _ in kernel)
-    zero = tuple(0 for _ in kernel)
-    unit = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
-    whole = {**a, "groups": 1}
-    if n.op == "conv_transpose":
-        return [(one, unit), (kernel, whole)]
-    if method == "svd":
-        return [(kernel, whole), (one, unit)]
-    if method == "tucker2":
-        return [(one, unit), (kernel, whole), (one, unit)]
-
-    def half(i: int) -> tuple[tuple[int, ...], dict[str, Any]]:
-        def only(key: str, rest: int) -> tuple[int, ...]:
-            return tuple(a[key][d] if d == i else rest for d in range(2))
-
-        return (
-            tuple(kernel[d] if d == i else 1 for d in range(2)),
-            {
-                "stride": only("stride", 1),
-                "padding": only("padding", 0),
-                "dilation": only("dilation", 1),
-                "groups": 1,
-            },
-        )
-
-    return [half(0), half(1)]
-
-
 def _inner(
-    op: str,
+    step: Step,
     before: tuple[int, ...],
     sizes: tuple[DimSize, ...],
     channels: DimSize,
-    kernel: tuple[int, ...],
-    attrs: Mapping[str, Any],
     full: int,
 ) -> tuple[TensorType, tuple[DimSize, ...]]:
     """Type and sizes of the tensor between two factors."""
-    if op == "linear":
+    if step.op == "linear":
         return TensorType((*before[:-1], full)), (*sizes[:-1], channels)
-    stride, padding, dilation = attrs["stride"], attrs["padding"], attrs["dilation"]
+    stride, padding, dilation = (step.attrs[k] for k in ("stride", "padding", "dilation"))
     spatial = tuple(
         (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, p, d, k, t in zip(before[2:], padding, dilation, kernel, stride, strict=True)
+        for s, p, d, k, t in zip(before[2:], padding, dilation, step.kernel, stride, strict=True)
     )
     return TensorType((before[0], full, *spatial)), (sizes[0], channels, *(DimSize(s) for s in spatial))
 
@@ -240,6 +203,11 @@ def _fold(
     params = {b: graph.params[f.norm.inputs[1]] for f in foldings for b in [biased[f.into[0]]]}
     left = tuple(n.name for n in nodes if n.op == "batch_norm")
     return graph.rebuilt(nodes, params=params), tuple(foldings), left
+
+
+def unfoldable_norms(graph: Graph, sizes: Mapping[str, tuple[DimSize, ...]]) -> tuple[str, ...]:
+    """Names of the batch-norms that stay where they are, in a graph that nothing was done to."""
+    return _fold(graph, dict(sizes))[2]
 
 
 def _own_biases(graph: Graph, sizes: dict[str, tuple[DimSize, ...]]) -> tuple[Graph, dict[str, str]]:
@@ -282,14 +250,15 @@ def concrete(graph: Graph, skeleton: Skeleton, values: Mapping[str, int]) -> Gra
     """A graph of the skeleton with real sizes: types, groups of depthwise layers, ends of slices."""
 
     def sized(name: str, kind: TensorType) -> TensorType:
-        return dataclasses.replace(
-            kind, shape=tuple(-d.at(values) if d.batch else d.at(values) for d in skeleton.sizes[name])
-        )
+        sizes = skeleton.sizes[name]
+        return TensorType(tuple([-d.at(values) if d.batch else d.at(values) for d in sizes]), kind.dtype)
 
     tensors = {t: sized(t, k) for t, k in graph.tensors.items()}
     params = {p: sized(p, k) for p, k in graph.params.items()}
     nodes = []
+    same = True
     for n in graph.nodes:
+        before = n
         if n.op == "conv" and n.attrs["groups"] > 1:
             groups = tensors[n.inputs[0]].shape[1] // params[n.inputs[1]].shape[1]
             n = n.with_(attrs={**n.attrs, "groups": groups})
@@ -299,6 +268,9 @@ def concrete(graph: Graph, skeleton: Skeleton, values: Mapping[str, int]) -> Gra
             start, end = skeleton.slice_ends[n.name]
             n = n.with_(attrs={**n.attrs, "start": start.at(values), "end": end.at(values)})
         nodes.append(n)
+        same = same and n is before
+    if same:
+        return graph.resized(tensors, params)
     return Graph(tuple(nodes), graph.inputs, graph.outputs, tensors, params, graph.fixed_batch)
 
 

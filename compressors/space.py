@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import PolicyError, near
+from .factors.base import FACTORISATIONS, Factorisation, factor_shapes
 from .graph import Layer, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
-from .resolve import Numerics, full_rank, resolve, weight_shape
-
-#: Ratios of the full rank that are offered, smaller is cheaper.
-RANK_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.125)
+from .resolve import Numerics, resolve, weight_shape
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class Abilities:
     ``float_kernels``: False where nothing executes in float (arrays); what is not asked for then takes the
     most bits there are. ``integer_ops``: operations that have integer kernels, save for the kinds of layer
     (`Layer.kind`) in ``float_kinds``.
-    ``methods``: which knobs are searched.
+    ``methods``: which knobs are searched: "prune", "quantize", "depth", "factorize" for the default
+    factorisation schemes, and any scheme by its name. ``criterion``, ``ranges``, ``scales``: of every policy
+    of the space.
     """
 
     granularity: int = 4
@@ -40,6 +41,9 @@ class Abilities:
     min_keep: float = 0.125
     skip: tuple[str, ...] = ()
     numerics: Numerics = field(default_factory=Numerics)
+    criterion: str = "obs"
+    ranges: str = "mse"
+    scales: str = "mse"
 
     def has_integer_kernel(self, layer: Layer) -> bool:
         """Whether the target executes the layer on integers at all."""
@@ -48,6 +52,12 @@ class Abilities:
     def offered(self, bits: tuple[int, ...]) -> tuple[int, ...]:
         """Bits a choice is offered, ascending: those with kernels, then float where it executes."""
         return (*bits, FLOAT) if self.float_kernels else bits
+
+    @property
+    def schemes(self) -> tuple[Factorisation, ...]:
+        """Factorisation schemes that are searched, in order of registration."""
+        every = "factorize" in self.methods
+        return tuple(f for f in FACTORISATIONS.values() if f.name in self.methods or (every and f.default))
 
     @property
     def weight_bits(self) -> tuple[int, ...]:
@@ -139,7 +149,17 @@ class PolicySpace:
                 act_bits[choice.subject] = value
             elif choice.kind == "removed" and value is True:
                 removed.add(choice.subject)
-        return Policy(keep, rank, weight_bits, act_bits, frozenset(removed))
+        able = self.abilities
+        return Policy(
+            keep,
+            rank,
+            weight_bits,
+            act_bits,
+            frozenset(removed),
+            able.criterion,
+            able.ranges,
+            able.scales,
+        )
 
     def encode(self, policy: Policy) -> NDArray[np.float64]:
         """A point that decodes to the policy, or to the nearest one of this space; shape (d,)."""
@@ -173,7 +193,8 @@ class PolicySpace:
     @property
     def dense(self) -> Policy:
         """Nothing compressed."""
-        return Policy()
+        found = self.abilities
+        return Policy(criterion=found.criterion, ranges=found.ranges, scales=found.scales)
 
     @cached_property
     def smallest(self) -> NDArray[np.float64]:
@@ -224,17 +245,29 @@ class PolicySpace:
             self._check_factor(policy, self.structure.layer[name], factor)
 
     def _check_factor(self, policy: ResolvedPolicy, layer: Layer, factor: Factor) -> None:
-        methods = dict.fromkeys(m for m, _ in _rank_values(layer)) if "rank" not in layer.fixed else {}
-        if factor.method not in methods:
+        scheme = FACTORISATIONS.find(factor.method)
+        if not scheme.takes(layer):
+            methods = [f.name for f in FACTORISATIONS.values() if f.takes(layer)]
             offered = (
                 f"it takes {', '.join(methods)}" if methods else layer.fixed.get("rank", "it takes none")
             )
             raise PolicyError(f"layer {layer.name!r} cannot be factorised by {factor.method!r}: {offered}.")
-        most = full_rank(weight_shape(self.structure, layer, policy.kept), factor.method)
+        if len(factor.rank) != scheme.ranks:
+            raise PolicyError(
+                f"the policy gives layer {layer.name!r} rank {list(factor.rank)}; "
+                f"{factor.method!r} takes {scheme.ranks} of them."
+            )
+        most = scheme.full_rank(weight_shape(self.structure, layer, policy.kept))
         if any(r > m for r, m in zip(factor.rank, most, strict=True)):
             raise PolicyError(
                 f"the policy gives layer {layer.name!r} rank {list(factor.rank)}; "
                 f"with the channels it keeps at most {list(most)} is possible."
+            )
+        together = scheme.within(weight_shape(self.structure, layer, policy.kept), factor.rank)
+        if together != tuple(factor.rank):
+            raise PolicyError(
+                f"the policy gives layer {layer.name!r} rank {list(factor.rank)}; "
+                f"together at most {list(together)} is possible."
             )
 
 
@@ -261,11 +294,11 @@ def _choices(structure: Structure, abilities: Abilities) -> list[Choice]:
             )
             if len(values) > 1 and not _skipped(g.layers, abilities):
                 found.append(Choice("keep", g.name, values))
-    if "factorize" in abilities.methods:
-        for layer in structure.layers:
-            options = _rank_values(layer)
-            if options and "rank" not in layer.fixed and not _skipped((layer.name,), abilities):
-                found.append(Choice("rank", layer.name, (*options, None)))
+    schemes = abilities.schemes
+    for layer in structure.layers if schemes else ():
+        options = _rank_values(layer, schemes)
+        if options and not _skipped((layer.name,), abilities):
+            found.append(Choice("rank", layer.name, (*options, None)))
     if "quantize" in abilities.methods and abilities.precisions:
         found += _bit_choices(structure, abilities)
     return found
@@ -301,17 +334,23 @@ def _keep_values(size: int, granularity: int, min_keep: float) -> tuple[int, ...
     return (*(k for k in range(step, size, step) if k >= least), size)
 
 
-def _rank_values(layer: Layer) -> tuple[tuple[str, float], ...]:
-    """Options of a layer, cheapest first; which of them save anything is decided when resolving."""
-    if layer.groups != 1 or min(layer.cin, layer.cout) < 8:
-        return ()
-    if layer.op in ("linear", "conv_transpose") or all(k == 1 for k in layer.kernel):
-        methods: tuple[str, ...] = ("svd",)
-    elif len(layer.kernel) == 2 and all(k > 1 for k in layer.kernel):
-        methods = ("spatial", "tucker2")
-    else:
-        methods = ("svd",)
-    return tuple((m, r) for r in reversed(RANK_RATIOS) for m in reversed(methods))
+def _rank_values(layer: Layer, schemes: Sequence[Factorisation]) -> tuple[tuple[str, float], ...]:
+    """Options of a layer, cheapest first; which of them save anything is decided when resolving.
+
+    Ratios of schemes that offer the same ones compare; else the number of weights at this ratio decides.
+    """
+    taking = [f for f in schemes if f.takes(layer)]
+    alike = len({f.ratios for f in taking}) <= 1
+
+    def price(ratio: float, scheme: Factorisation) -> float:
+        if alike:
+            return ratio
+        shape = layer.weight_shape
+        rank = tuple(max(1, round(ratio * r)) for r in scheme.full_rank(shape))
+        return sum(map(math.prod, factor_shapes(layer, shape, Factor(scheme.name, rank))))
+
+    options = [(price(r, f), -i, f.name, r) for i, f in enumerate(taking) for r in f.ratios]
+    return tuple((name, ratio) for _, _, name, ratio in sorted(options))
 
 
 __all__ = ["Abilities", "Choice", "Factor", "Numerics", "PolicySpace"]

@@ -16,7 +16,9 @@ from .graph import (
     Structure,
     TensorGroup,
 )
+from .loose import loose_parameters, notes_of
 from .resolve import fused_output
+from .skeleton import unfoldable_norms
 
 #: Operations whose tensors share one choice of bits: values pass through, or are added or joined.
 _JOINING = frozenset({"add", "cat", "max_pool", "avg_pool", "upsample", "relu", "clip", "mean", *VIEW_OPS})
@@ -56,6 +58,8 @@ def structure_of(graph: Graph) -> Structure:
         for n in graph.nodes
         if n.op == "aten"
     ]
+    loose = loose_parameters(graph, layers, unfoldable_norms(graph, channels.sizes), channels.sizes)
+    notes += notes_of(graph, loose)
     of_node = {n: x for x in layers for n in x.nodes}
     return Structure(
         graph,
@@ -66,6 +70,7 @@ def structure_of(graph: Graph) -> Structure:
         channels.sizes,
         channels.starts,
         tuple(notes),
+        loose,
     )
 
 

@@ -1,4 +1,4 @@
-"""Conformance suites: what any registered criterion, range method or factorisation has to fulfil.
+"""Conformance suites: what any registered compressor of each kind has to fulfil.
 
 Run them from a test of your own, e.g. ``check_criterion("my-criterion")`` after the module that registers
 it was imported. Each raises `ConformanceError` naming the first rule that does not hold.
@@ -6,8 +6,9 @@ it was imported. Each raises `ConformanceError` naming the first rule that does 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from .apply import Network
 from .errors import CompressorError, near
 from .execute import run
-from .factorize import FACTORISATIONS, factorize
+from .factorize import factorize
+from .factors import FACTORISATIONS, factor_shapes
 from .graph import ChannelGroup, Structure
 from .importance import CRITERIA, Evidence, scores
-from .policy import FACTOR_METHODS, Factor, Policy, ResolvedPolicy
-from .quantize import RANGES, activation_code, fake_quantize
-from .resolve import Numerics, factor_shapes, full_rank
+from .policy import Factor, Policy, ResolvedPolicy
+from .quantize import RANGES, WEIGHT_SCALES, activation_code, fake_quantize, quantize_weight
+from .registry import Registry
+from .resolve import Numerics
 from .skeleton import concrete, unknowns
 from .space import Abilities, PolicySpace
 
@@ -34,8 +37,16 @@ def _require(holds: bool, rule: str) -> None:
         raise ConformanceError(rule)
 
 
-def _registered(kind: str, name: str, known: Mapping[str, object]) -> None:
+def _registered(name: str, known: Registry[Any]) -> None:
+    """The name is there, fits on a command line, and one line says what it stands for."""
+    kind = known.kind
     _require(name in known, f"{kind} {name!r} is not registered.{near(name, known)}")
+    plain = name.replace("-", "").isalnum() and name.isascii() and name == name.lower()
+    _require(plain, f"{kind} {name!r}: a name has lower-case letters, digits and hyphens")
+    summary = known.summary(name)
+    _require(
+        0 < len(summary) <= 120, f"{kind} {name!r}: its docstring begins with {summary!r}, not with a line"
+    )
 
 
 # -- importance criteria
@@ -71,7 +82,7 @@ def _example() -> Network:
 
 def check_criterion(name: str) -> None:
     """One finite score a unit; the same every time; weights untouched; no matter how channels are ordered."""
-    _registered("criterion", name, CRITERIA)
+    _registered(name, CRITERIA)
     network = _example()
     before = {k: v.clone() for k, v in network.weights.items()}
     for group in network.structure.groups:
@@ -132,7 +143,7 @@ def _samples() -> Iterator[tuple[str, Tensor]]:
 
 def check_range(name: str) -> None:
     """An ordered, finite range inside the values seen; the same every time; useful at 8 bits."""
-    _registered("range method", name, RANGES)
+    _registered(name, RANGES)
     for scheme in ("u8-affine", "s8-symmetric", "power-of-two"):
         numerics = Numerics(activations=scheme)
         for bits in range(2, 9):
@@ -164,6 +175,44 @@ def _range_error(name: str, sample: Tensor, bits: int, numerics: Numerics) -> fl
     return float((fake_quantize(sample, code) - sample).norm() / sample.norm())
 
 
+# -- scales of weights
+
+
+def check_weight_scale(name: str) -> None:
+    """One positive finite scale a channel, by that channel alone; the same every time; useful at 8 bits."""
+    _registered(name, WEIGHT_SCALES)
+    g = torch.Generator().manual_seed(3)
+    rows = torch.randn(12, 90, generator=g) * torch.logspace(-3, 3, 12)[:, None]
+    rows[3], rows[4, 1:], rows[5, 0] = 0.0, 0.0, 40.0 * rows[5].abs().max()
+    for reserve in (0, 1):
+        errors = []
+        for bits in range(2, 9):
+            high = max(1, (1 << (bits - 1 - reserve)) - 1)
+            where = f"weight scale {name!r}, {bits} bits, largest code {high}:"
+            _check_scale_on(name, rows, bits, high, where)
+            normal = torch.randn(16, 256, generator=torch.Generator().manual_seed(4))
+            rounded, _ = quantize_weight(normal, bits, 0, Numerics(weight_reserve=reserve), name)
+            errors.append(float((rounded - normal).norm() / normal.norm()))
+        _require(errors[-1] <= 0.02, f"weight scale {name!r}: 8 bits lose {errors[-1]:.1%} of normal weights")
+        _require(errors[-1] <= errors[2], f"weight scale {name!r}: 8 bits lose more than 4")
+
+
+def _check_scale_on(name: str, rows: Tensor, bits: int, high: int, where: str) -> None:
+    before, function = rows.clone(), WEIGHT_SCALES[name]
+    scale = function(rows, bits, high)
+    _require(
+        tuple(scale.shape) == rows.shape[:1], f"{where} shape {tuple(scale.shape)}, not {rows.shape[:1]}"
+    )
+    _require(scale.dtype == rows.dtype, f"{where} scales are {scale.dtype}")
+    fine = bool(torch.isfinite(scale).all()) and bool((scale > 0).all())
+    _require(fine, f"{where} a scale is not positive and finite")
+    _require(bool(torch.equal(function(rows, bits, high), scale)), f"{where} two calls differ")
+    alone = torch.cat([function(row[None], bits, high) for row in rows])
+    same = bool(torch.allclose(alone, scale, rtol=1e-5, atol=0.0))
+    _require(same, f"{where} a channel's scale depends on other channels")
+    _require(bool(torch.equal(rows, before)), f"{where} the weights were changed")
+
+
 # -- factorisations
 
 
@@ -190,8 +239,10 @@ def check_factorisation(name: str) -> None:
 
     Every kind of layer the policy space offers the method for is tried; there has to be one.
     """
-    _registered("factorisation", name, FACTORISATIONS)
-    _require(name in FACTOR_METHODS, f"factorisation {name!r} has no number of ranks in FACTOR_METHODS")
+    _registered(name, FACTORISATIONS)
+    ratios = FACTORISATIONS[name].ratios
+    ordered = len(ratios) > 0 and all(1 > a > b > 0 for a, b in pairwise((*ratios, ratios[-1] / 2)))
+    _require(ordered, f"factorisation {name!r}: ratios {ratios} do not fall from below 1 to above 0")
     tried = 0
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(2)
@@ -204,25 +255,25 @@ def check_factorisation(name: str) -> None:
 
 
 def _offers(structure: Structure, name: str) -> bool:
-    choices = PolicySpace(structure, Abilities()).choices
-    return any(
-        c.kind == "rank" and c.subject == "1" and any(isinstance(v, tuple) and v[0] == name for v in c.values)
-        for c in choices
-    )
+    choices = PolicySpace(structure, Abilities(methods=frozenset({name}))).choices
+    return any(c.kind == "rank" and c.subject == "1" for c in choices)
 
 
 def _check_layer(name: str, network: Network, module: nn.Module, x: Tensor, where: str) -> None:
     layer = network.structure.layer["1"]
     weight, turned = network.weights[layer.weight], layer.op == "conv_transpose"
-    top = full_rank(layer.weight_shape, name)
-    _require(len(top) == FACTOR_METHODS[name], f"{where} it has {len(top)} ranks, not {FACTOR_METHODS[name]}")
+    scheme = FACTORISATIONS[name]
+    top = scheme.full_rank(layer.weight_shape)
+    _require(len(top) == scheme.ranks, f"{where} it has {len(top)} ranks, not {scheme.ranks}")
     expected: Tensor = module(x)
     errors = []
     for share in (0.25, 0.5, 0.75, 1.0):
-        factor = Factor(name, tuple(max(1, round(share * r)) for r in top))
+        rank = scheme.within(layer.weight_shape, tuple(max(1, round(share * r)) for r in top))
+        factor = Factor(name, rank)
         parts = factorize(weight, factor, turned)
         said = factor_shapes(layer, layer.weight_shape, factor)
         _require([tuple(p.shape) for p in parts] == said, f"{where} shapes are not those announced, {said}")
+        _require(_sizes_agree(network, factor, said), f"{where} sizes in the network are not {said}")
         fine = all(p.dtype == weight.dtype and bool(torch.isfinite(p).all()) for p in parts)
         _require(fine, f"{where} a factor is not finite, or not of the weight's type")
         again = factorize(weight, factor, turned)
@@ -239,13 +290,42 @@ def _check_layer(name: str, network: Network, module: nn.Module, x: Tensor, wher
     _require(all(bool(torch.isfinite(p).all()) for p in silent), f"{where} zero weights")
 
 
-def _answer(network: Network, factor: Factor, parts: list[Tensor], x: Tensor) -> Tensor:
+def _only(network: Network, factor: Factor) -> ResolvedPolicy:
+    """Layer "1" at exactly this rank, all else as it was."""
     dense = PolicySpace(network.structure, Abilities()).resolve(Policy())
     policy = ResolvedPolicy(dense.network, dense.kept, {"1": factor}, dense.weight_bits, dense.act_bits)
+    PolicySpace(network.structure, Abilities()).check(policy)
+    return policy
+
+
+def _sizes_agree(network: Network, factor: Factor, said: list[tuple[int, ...]]) -> bool:
+    policy = _only(network, factor)
+    skeleton = network.skeletons.of(policy)
+    graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
+    return [graph.params[w].shape for w in skeleton.factor_weights["1"]] == said
+
+
+def _answer(network: Network, factor: Factor, parts: list[Tensor], x: Tensor) -> Tensor:
+    policy = _only(network, factor)
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
     weights = {**network.weights, **dict(zip(skeleton.factor_weights["1"], parts, strict=True))}
     return run(graph, weights, (x,))[0]
 
 
-__all__ = ["ConformanceError", "check_criterion", "check_factorisation", "check_range"]
+#: What an author runs on everything of a kind that is registered.
+CHECKS: Mapping[str, tuple[Registry[Any], Callable[[str], None]]] = {
+    "factorisation": (FACTORISATIONS, check_factorisation),
+    "criterion": (CRITERIA, check_criterion),
+    "ranges": (RANGES, check_range),
+    "scales": (WEIGHT_SCALES, check_weight_scale),
+}
+
+__all__ = [
+    "CHECKS",
+    "ConformanceError",
+    "check_criterion",
+    "check_factorisation",
+    "check_range",
+    "check_weight_scale",
+]

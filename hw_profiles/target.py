@@ -45,10 +45,11 @@ class Runtime(_Frozen):
     "host": ask the onnxruntime of this machine, default session. "host-without-nchwc": the same, as a
     stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "program": the layers of the file
     that is written, where the runtime executes them as they stand (ncnn). "rules": fusion rules by hand.
+    "x86-avx2": the host's version on an AVX2 processor, emulated where the host is another.
     """
 
     name: Literal["onnxruntime", "ncnn", "tensorrt", "bitfusion-simulator"]
-    templates: Literal["host", "host-without-nchwc", "program", "rules"]
+    templates: Literal["host", "host-without-nchwc", "x86-avx2", "program", "rules"]
     version: str = ""
 
 

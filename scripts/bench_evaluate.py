@@ -2,12 +2,13 @@
 
     .venv/bin/python scripts/bench_evaluate.py [--tasks digits32,mnist5k] [--evaluations 100] [--naive 20]
 
-The naive side (scripts/naive_evaluate.py) runs at the batch size, threads and memory format at which it is
-fastest on a few policies, searched for first. Then the agent searches with complete evaluations by a scorer
-whose caches are empty; every so often the naive side scores the same policy at once. At last a second fresh
-scorer goes through the same policies with the bar each had, and may stop early: its decisions (does the
-policy beat the bar?) are compared with the complete evaluations'. Time is that of the process where both
-sides have one thread, else of the wall.
+The naive side (scripts/naive_evaluate.py) is one process at the batch size, threads and memory format at
+which it is fastest on a few policies, searched for first. Then the agent searches with complete evaluations
+by a scorer whose caches are empty; every so often the naive side scores the same policy at once, and now and
+then with one thread too. A second fresh scorer goes through the same policies with the bar each had, and may
+stop early: its decisions (does the policy beat the bar?) are compared with the complete evaluations'. At last
+the same jobs go through the evaluator with as many worker processes of one thread as there are cores, whose
+caches are empty too. Times are those of the wall, but where both sides have one thread: process time there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from compressors.apply import finish, reduced, shrunk
 from compressors.policy import ResolvedPolicy
 from search.answers import CHECKED
 from search.config import make_config
-from search.evaluate import Evaluator, Finished, InlineEvaluator, Job
+from search.evaluate import Evaluator, Finished, InlineEvaluator, Job, ProcessEvaluator
 from search.score import Score, Scorer
 from search.setup import Setup, load_setup
 from search.study import Study, outcome_of
@@ -39,6 +40,8 @@ TARGET = "x86-avx512-vnni"
 BATCHES = (32, 64, 128, 256, 512)
 #: Policies on which the naive side's settings are searched for.
 TUNED_ON = 2
+#: How many of the policies that the naive side scores it scores with one thread too: one in so many.
+ONE_THREAD_EVERY = 3
 console = Console(width=110)
 
 
@@ -51,6 +54,7 @@ class Row:
     score: Score
     ours: float
     naive: float | None = None
+    naive_one: float | None = None
     naive_right: int | None = None
 
 
@@ -73,8 +77,12 @@ class Recording(InlineEvaluator):
         score = self.scorer.score(job.policy)
         row = Row(job.policy, job.bar, score, self.clock() - start)
         if self.naive is not None and len(self.rows) % self.every == 0:
-            row.naive_right, cpu, wall = self.naive.right(job.policy)
-            row.naive = cpu if self.clock is time.process_time else wall
+            row.naive_right, _, row.naive = self.naive.right(job.policy)
+            if len(self.rows) % (ONE_THREAD_EVERY * self.every) == 0:
+                choice = self.naive.choice
+                self.naive.choice = replace(choice, threads=1)
+                row.naive_one = self.naive.right(job.policy)[1]
+                self.naive.choice = choice
         torch.set_num_threads(self.threads)
         self.rows.append(row)
         return [Finished(job, score)]
@@ -147,7 +155,7 @@ def bench(task: str, options: argparse.Namespace) -> None:
     bits = max(space.abilities.act_bits, default=None)
     some = [space.resolve(space.uniform(1.0, bits)), space.resolve(space.uniform(0.5, None))][:TUNED_ON]
     choice = tuned(setup, some, options.naive_threads)
-    clock = time.process_time if options.threads == choice.threads == 1 else time.perf_counter
+    clock = time.process_time if options.threads == 1 else time.perf_counter
     torch.set_num_threads(options.threads)
     recording = Recording(fresh(setup), clock, options.threads)
     recording.naive = Naive(setup.task, setup.scorer.network, setup.scorer.numerics, choice)
@@ -156,13 +164,27 @@ def bench(task: str, options: argparse.Namespace) -> None:
     rows = recording.rows
     both = [r for r in rows if r.naive is not None]
     show_pairs(both, n)
+    one = [r for r in rows if r.naive_one is not None]
     naive = statistics.mean(r.naive for r in both if r.naive is not None)
+    alone = statistics.mean(r.naive_one for r in one if r.naive_one is not None)
     ours = statistics.mean(r.ours for r in rows)
     looked, agree, stopped, wrong = early(setup, rows, clock)
+    whole, _ = several(setup, [Job(i, r.policy) for i, r in enumerate(rows)], options.workers)
+    quick, scores = several(setup, [Job(i, r.policy, r.bar) for i, r in enumerate(rows)], options.workers)
     summary = Table("", "s / evaluation", "evaluations / s", "ratio", title=f"{task}: {len(rows)} policies")
-    for name, seconds in (("naive", naive), ("ours, complete", ours), ("ours, early stopping", looked)):
-        summary.add_row(name, f"{seconds:.4f}", f"{1 / seconds:.2f}", f"{naive / seconds:.2f}")
+    by = f"{options.workers} workers"
+    shown = (
+        ("one thread each, process time: naive", alone, alone),
+        ("  ours, complete", ours, alone),
+        ("  ours, early stopping", looked, alone),
+        (f"at its best, wall time: naive ({choice.threads} threads)", naive, naive),
+        (f"  ours, complete, {by}", whole, naive),
+        (f"  ours, early stopping, {by}", quick, naive),
+    )
+    for name, seconds, against in shown:
+        summary.add_row(name, f"{seconds:.4f}", f"{1 / seconds:.2f}", f"{against / seconds:.2f}")
     console.print(summary)
+    same = sum(accepts(setup, r, r.score) == accepts(setup, r, s) for r, s in zip(rows, scores, strict=True))
     given = recording.naive.phases["reconstruct, factorise"] / len(both)
     console.print(f"of the naive side {given:.4f} s are the reconstruction and factorisation both sides need")
     paired = statistics.median((r.naive or 0.0) / r.ours for r in both)
@@ -170,7 +192,8 @@ def bench(task: str, options: argparse.Namespace) -> None:
     barred = sum(r.bar is not None for r in rows)
     console.print(
         f"early stopping: {stopped} of {len(rows)} stopped ({barred} had a bar), same decision "
-        f"{agree} of {len(rows)} ({agree / len(rows):.1%}); policies lost that beat the bar: {wrong}"
+        f"{agree} of {len(rows)} ({agree / len(rows):.1%}), with {by} {same}; policies lost that beat the "
+        f"bar: {wrong}"
     )
     torch.set_num_threads(1)
     show_phases(recording.naive, len(both), fresh(setup), [r.policy for r in rows])
@@ -180,17 +203,46 @@ def early(setup: Setup, rows: Sequence[Row], clock: Callable[[], float]) -> tupl
     """Mean seconds with early stopping, equal decisions, policies stopped, good policies lost."""
     scorer = fresh(setup)
     seconds, agree, stopped, wrong = [], 0, 0, 0
-    better = setup.problem.gain
     for r in rows:
         start = clock()
         score = scorer.score(r.policy, r.bar)
         seconds.append(clock() - start)
-        wanted = r.bar is None or better(r.score.value) > better(r.bar) + 1e-9
-        accepted = not score.stopped_early and (r.bar is None or better(score.value) > better(r.bar) + 1e-9)
+        wanted, accepted = accepts(setup, r, r.score), accepts(setup, r, score)
         agree += wanted == accepted
         stopped += score.stopped_early
         wrong += wanted and not accepted
     return statistics.mean(seconds), agree, stopped, wrong
+
+
+def accepts(setup: Setup, row: Row, score: Score | None) -> bool:
+    """Whether a score says that the policy beats its bar."""
+    better = setup.problem.gain
+    if score is None or score.stopped_early:
+        return False
+    return row.bar is None or better(score.value) > better(row.bar) + 1e-9
+
+
+def several(setup: Setup, jobs: Sequence[Job], workers: int) -> tuple[float, list[Score | None]]:
+    """Wall seconds a job, and scores, of worker processes that have seen no policy but the dense one."""
+    spec = setup.task.spec
+    if spec is None:
+        raise RuntimeError("the task cannot be rebuilt in another process")
+    scores: list[Score | None] = [None] * len(jobs)
+    with ProcessEvaluator(spec, setup.scorer.numerics, workers) as evaluator:
+        dense = setup.space.resolve(setup.space.dense)
+        warm = [Job(-1 - i, dense) for i in range(4 * workers)]
+        evaluator.submit(warm)
+        done = 0
+        while done < len(warm):
+            done += len(evaluator.completed())
+        start = time.perf_counter()
+        evaluator.submit(jobs)
+        done = 0
+        while done < len(jobs):
+            for f in evaluator.completed():
+                scores[f.job.number] = f.score
+                done += 1
+        return (time.perf_counter() - start) / len(jobs), scores
 
 
 def show_pairs(rows: Sequence[Row], samples: int) -> None:
@@ -232,6 +284,7 @@ def main() -> None:
     options.add_argument("--naive", type=int, default=20, help="how many of them the naive side scores too")
     options.add_argument("--threads", type=int, default=1, help="torch threads of our side")
     options.add_argument("--naive-threads", type=int, nargs="+", default=[1, 2], help="threads to try")
+    options.add_argument("--workers", type=int, default=2, help="worker processes of our side at its best")
     options.add_argument("--max-latency", default="0.5x")
     chosen = options.parse_args()
     for task in chosen.tasks.split(","):

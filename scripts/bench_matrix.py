@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.repair import smallest_reachable
+from compressors.factors import FACTORISATIONS
 from compressors.policy import FLOAT, Policy, ResolvedPolicy
-from compressors.resolve import full_rank, weight_shape
+from compressors.resolve import weight_shape
 from search import engine
 from search.config import make_config
 from search.setup import Setup, load_setup
@@ -60,11 +61,11 @@ def proposal(setup: Setup, resolved: ResolvedPolicy) -> Policy:
     rank = {}
     for name, factor in resolved.factors.items():
         shape = weight_shape(structure, structure.layer[name], resolved.kept)
-        rank[name] = (factor.method, factor.rank[0] / full_rank(shape, factor.method)[0])
+        rank[name] = (factor.method, factor.rank[0] / FACTORISATIONS[factor.method].full_rank(shape)[0])
     return Policy(
         {g.name: resolved.kept.get(g.name, g.size) / g.size for g in structure.groups},
         rank, dict(resolved.weight_bits), dict(resolved.act_bits), frozenset(resolved.removed),
-        resolved.criterion, resolved.ranges,
+        resolved.criterion, resolved.ranges, resolved.scales,
     )  # fmt: skip
 
 

@@ -195,16 +195,16 @@ class Naive:
         for mine, node in zip(ours, theirs, strict=True):
             if mine.op in ("conv", "linear") and mine.inputs[1] in where.params:
                 module: Any = traced.get_submodule(str(node.target))
-                self._rounded(module, where.params[mine.inputs[1]])
+                self._rounded(module, where.params[mine.inputs[1]], policy.scales)
         for name, bits in where.tensors.items():
             if name in outputs:
                 _insert(traced, outputs[name], FakeQuantise(bits, self.numerics, policy.ranges))
         traced.recompile()
         return traced
 
-    def _rounded(self, module: Any, bits: int) -> None:
+    def _rounded(self, module: Any, bits: int, scales: str) -> None:
         exact = module.weight.detach()
-        rounded, _ = quantize_weight(exact, bits, 0, self.numerics)
+        rounded, _ = quantize_weight(exact, bits, 0, self.numerics, scales)
         change = rounded - exact
         error = change.sum((2, 3)) if change.dim() == 4 else change
         module.weight = nn.Parameter(rounded)

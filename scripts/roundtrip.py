@@ -83,12 +83,14 @@ def share_of_two(space: PolicySpace) -> float:
     return double / sum(math.prod(t.shape) for t in params if len(t.shape) >= 2)
 
 
-def round_trip(case: Case, target_name: str, policies: int, seed: int) -> Row:
+def round_trip(
+    case: Case, target_name: str, policies: int, seed: int, methods: list[str] | None = None
+) -> Row:
     """Random policies of one network from resolution to the kernels of the file."""
     start = time.perf_counter()
     target = load_target(target_name)
     exporter = exporter_of(target)
-    abilities = abilities_of(target)
+    abilities = abilities_of(target, methods)
     network = Network.from_module(case.network, case.example, case.calibration)
     space = PolicySpace(network.structure, abilities)
     lowering = Lowering(network.structure, target, 1, 1, network.weights)
@@ -150,6 +152,7 @@ def main() -> int:
         "--policies", type=int, default=0, help="random policies a network (20; 5 with --real)"
     )
     parser.add_argument("--target", default="local")
+    parser.add_argument("--methods", type=lambda text: text.split(","), help="as the search takes them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("-v", "--verbose", action="store_true", help="every difference between kernels")
@@ -158,7 +161,13 @@ def main() -> int:
     rows = []
     for case in cases(options.networks, options.real):
         rows.append(
-            round_trip(case, options.target, options.policies or (5 if options.real else 20), options.seed)
+            round_trip(
+                case,
+                options.target,
+                options.policies or (5 if options.real else 20),
+                options.seed,
+                options.methods,
+            )
         )
         print(table(rows[-1:]).splitlines()[-1], file=sys.stderr)
     if options.json:

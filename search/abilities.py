@@ -8,9 +8,8 @@ from compressors.resolve import Numerics
 from compressors.space import Abilities
 from hw_profiles.target import Target
 
-from .errors import UsageError, did_you_mean
-
-METHODS = ("prune", "quantize", "factorize", "depth")
+from .errors import UsageError
+from .methods import METHODS, check_methods
 
 
 def numerics_of(target: Target) -> Numerics:
@@ -42,9 +41,7 @@ def abilities_of(
     Raises UsageError for an unknown method, and for bits the target has no kernels for.
     """
     chosen = tuple(methods) if methods is not None else METHODS
-    for name in chosen:
-        if name not in METHODS:
-            raise UsageError(f"unknown method {name!r}. {did_you_mean(name, METHODS)}".rstrip())
+    check_methods(chosen)
     facts = target.abilities
     precisions = facts.integer_precisions
     if bits is not None:

@@ -57,6 +57,16 @@ def agents(json_: flags.Json = False, debug: flags.Debug = False) -> None:
     _named("agents", "agent", list_agents())
 
 
+def methods(json_: flags.Json = False, debug: flags.Debug = False) -> None:
+    """List what may be done to a network; * is done by default."""
+    from search.methods import list_methods
+
+    found = list_methods()
+    rows = [["kind", "name", "", "what it is"]]
+    rows += [[f["kind"], f["name"], f["default"], f["summary"]] for f in found]
+    answer({"methods": found}, lambda: _table(rows))
+
+
 def _named(key: str, one: str, summaries: dict[str, str]) -> None:
     listed = [{"name": name, "summary": summary} for name, summary in summaries.items()]
     answer({key: listed}, lambda: _table([[one, "what it is"], *([n, s] for n, s in summaries.items())]))
@@ -117,16 +127,31 @@ def apply(
 
 def measure(
     what: Annotated[str, typer.Argument(help="A run, or an ONNX file.", metavar="RUN|FILE")],
+    host: flags.Host = None,
+    token: flags.Token = None,
+    soak: Annotated[
+        str | None, typer.Option(help="Run so long first: 60s on a --host, 0 here.", metavar="TIME")
+    ] = None,
+    accept_unstable: flags.AcceptUnstable = False,
     threads: flags.Threads = None,
     batch: flags.Batch = None,
     json_: flags.Json = False,
     debug: flags.Debug = False,
 ) -> None:
-    """Time a run's networks, or an ONNX file, on this machine."""
+    """Time a run's networks, or an ONNX file, on this machine or on a --host."""
     from search import engine
     from search.console import render_measurement
+    from search.units import parse_seconds
 
-    found = engine.measure_run(what, threads=threads, batch=batch)
+    found = engine.measure_run(
+        what,
+        threads,
+        batch,
+        host,
+        token,
+        None if soak is None else parse_seconds(soak, "--soak"),
+        accept_unstable,
+    )
     answer(found, lambda: render_measurement(found))
 
 
@@ -178,4 +203,4 @@ def doctor(json_: flags.Json = False, debug: flags.Debug = False) -> None:
 
 
 #: In the order that the help shows them.
-COMMANDS = (targets, tasks, agents, predict, apply, measure, export, report, doctor)
+COMMANDS = (targets, tasks, agents, methods, predict, apply, measure, export, report, doctor)

@@ -49,6 +49,9 @@ Sets = Annotated[
 ]
 Threads = Annotated[int | None, _option(DEVICE, "Threads of one inference.", "N")]
 Batch = Annotated[int | None, _option(DEVICE, "Samples of one inference.", "N")]
+Host = Annotated[str | None, _option(DEVICE, "Where it is: user@host, http://host:port.", "ADDRESS")]
+Token = Annotated[str | None, _option(DEVICE, "Of the agent at an http:// host.", "TEXT")]
+AcceptUnstable = Annotated[bool, _flag(DEVICE, "Keep measurements that do not repeat.", "--accept-unstable")]
 Json = Annotated[bool, _flag(OUTPUT, "One JSON document on stdout, on failure too.", "--json")]
 Debug = Annotated[bool, _flag(OUTPUT, "A traceback with every error.", "--debug")]
 Quiet = Annotated[bool, _flag(OUTPUT, "No progress and no notes.", "--quiet", "-q")]
@@ -76,7 +79,9 @@ def search_command(
         str | None, _option(BUDGET, "Points; then the latency is minimised.", "POINTS")
     ] = None,
     risk: Annotated[str | None, _option(BUDGET, "0.9 judges the latency's upper bound.", "SHARE")] = None,
-    methods: Annotated[str | None, _option(SPACE, "prune,quantize,factorize,depth; all.", "LIST")] = None,
+    methods: Annotated[
+        str | None, _option(SPACE, "See `search methods`; prune,quantize,factorize,depth.", "LIST")
+    ] = None,
     bits: Annotated[str | None, _option(SPACE, "Weight bits to choose from, such as 4,8.", "LIST")] = None,
     min_keep: Annotated[str | None, _option(SPACE, "Smallest share of channels kept.", "SHARE")] = None,
     skip: Annotated[
@@ -91,7 +96,10 @@ def search_command(
     workers: Annotated[str | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
     threads: Threads = None,
     batch: Batch = None,
+    host: Host = None,
+    token: Token = None,
     measure: Annotated[str | None, _option(DEVICE, "never, final, front or active.", "WHEN")] = None,
+    accept_unstable: AcceptUnstable = False,
     out: Out = None,
     resume: Annotated[str | None, _option(OUTPUT, "Go on with a run: folder, id, 'latest'.", "RUN")] = None,
     warm_start: Annotated[str | None, _option(OUTPUT, "Learn a run's outcomes first.", "RUN")] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from hw_profiles.target import load_target
 from . import summary
 from .candidates import Candidate, score_now
 from .config import RunConfig, make_config, read_yaml
-from .errors import InputError
+from .errors import DeviceError, InputError
 from .export_onnx import export_model
 from .exporters import exporter_of
 from .kernels_found import compare
@@ -28,8 +28,13 @@ from .verify import verify
 
 if TYPE_CHECKING:
     from compressors.compressed import Compressed
+    from hw_profiles.devices.contract import Device
 
     from .task import Task
+
+#: Timed runs of one network and rounds over all; and how long a board warms up before it is timed.
+RUNS, ROUNDS = 200, 8
+SOAK_SECONDS = 60.0
 
 
 def predict(onnx: Path, target: str, threads: int | None = None, batch: int | None = None) -> Prediction:
@@ -148,54 +153,104 @@ def export_point(run: Path, number: int, out: Path | None, task: Task | None = N
 
 
 @single_threaded
-def measure_run(what: str, threads: int | None = None, batch: int | None = None) -> Measurement:
-    """Time a run's networks (uncompressed, all-integer, delivered), or one ONNX file, on this machine."""
-    from hw_profiles.measure import measure_latency
+def measure_run(
+    what: str,
+    threads: int | None = None,
+    batch: int | None = None,
+    host: str | None = None,
+    token: str | None = None,
+    soak_seconds: float | None = None,
+    accept_unstable: bool = False,
+) -> Measurement:
+    """Time a run's networks (uncompressed, all-integer, delivered), or one ONNX file, here or on a device.
+
+    ``soak_seconds``: run the networks so long first, so that a board is as warm as in use; by default a
+    minute on another device, nothing here. Raises DeviceError (exit 5) for one that cannot be reached or is
+    too unsteady, unless ``accept_unstable``.
+    """
+    from hw_profiles.devices.opening import open_device
 
     path = Path(what)
-    names: list[str]
-    models: Sequence[bytes | Path]
-    predicted: list[float | None]
     if path.suffix == ".onnx":
         if not path.is_file():
             raise InputError(f"there is no file {what!r}.")
-        names, models, predicted = [path.name], [path], [None]
-        inputs: list[Any] = [None]
-        count = threads or 1
+        found = _ToTime([path.name], [path.read_bytes()], [None], None, threads or 1, "local")
     else:
-        names, models, predicted, inputs, count = _of_run(RunFolder.find(what), threads, batch)
-    found = measure_latency(models, inputs, threads=count, repeats=200, rounds=8, memory=True)
+        found = _of_run(RunFolder.find(what), threads, batch)
+    soak = soak_seconds if soak_seconds is not None else (0.0 if host is None else SOAK_SECONDS)
+    with open_device("local" if host is None else found.target, host, token) as device:
+        return _timed_on(device, found, batch or 1, soak, accept_unstable or host is None)
+
+
+@dataclass(frozen=True)
+class _ToTime:
+    """Networks to be timed, each with its name and prediction; one feed for all."""
+
+    names: list[str]
+    models: list[bytes]
+    predicted: list[float | None]
+    feed: dict[str, Any] | None
+    threads: int
+    target: str
+
+
+def _timed_on(device: Device, found: _ToTime, batch: int, soak: float, accept: bool) -> Measurement:
+    import time
+
+    from hw_profiles.devices.contract import Work
+    from hw_profiles.measure import measurement_of
+
+    works = [
+        Work(name, model, found.threads, RUNS, ROUNDS, memory=True, inputs=found.feed)
+        for name, model in zip(found.names, found.models, strict=True)
+    ]
+    facts = device.facts()
+    start, throttled = time.monotonic(), []
+    while time.monotonic() - start < soak:
+        throttled += [
+            bool(s.after.throttled) for s in device.measure([replace(w, memory=False) for w in works])
+        ]
+    samples = {s.key: s for s in device.measure(works)}
+    for s in samples.values():
+        if s.error:
+            raise InputError(f"{facts.device} cannot run {s.key!r}: {s.error}")
+    throttled += [bool(s.after.throttled) for s in samples.values()]
+    judged = {name: measurement_of(s) for name, s in samples.items()}
+    unstable = next((m.why for m in judged.values() if not m.stable), None)
+    if unstable is not None and not accept:
+        raise DeviceError(
+            f"{facts.device} measures too unsteadily: {unstable}.",
+            "Free it of other work, cool it, or keep such measurements with --accept-unstable.",
+        )
     rows = [
         Timing(
-            name=n,
-            load_ms=m.load_ms,
-            p50_ms=m.wall_p50_ms,
-            p95_ms=m.wall_p95_ms,
-            min_cpu_ms=m.cpu_min_ms if m.cpu_min_ms is not None else m.wall_min_ms,
-            memory_bytes=m.peak_memory_bytes,
-            predicted_ms=p,
+            name=name,
+            load_ms=judged[name].load_ms,
+            p50_ms=judged[name].wall_p50_ms,
+            p95_ms=judged[name].wall_p95_ms,
+            min_cpu_ms=judged[name].latency_ms,
+            memory_bytes=judged[name].peak_memory_bytes,
+            predicted_ms=predicted,
         )
-        for n, m, p in zip(names, found, predicted, strict=True)
+        for name, predicted in zip(found.names, found.predicted, strict=True)
     ]
-    import onnxruntime
-
-    unstable = next((m for m in found if not m.stable), None)
     document = Measurement(
-        runtime=f"onnxruntime {onnxruntime.__version__}",
-        threads=count,
-        batch=batch or 1,
-        repeats=200,
+        device=facts.device,
+        runtime=f"{facts.runtime} {facts.runtime_version}",
+        threads=found.threads,
+        batch=batch,
+        repeats=RUNS,
+        soak_seconds=soak,
+        throttled=sum(throttled) / len(throttled) if throttled else 0.0,
         stable=unstable is None,
         networks=rows,
     )
     if unstable is not None:
-        document["why"] = unstable.why
+        document["why"] = unstable
     return document
 
 
-def _of_run(
-    folder: RunFolder, threads: int | None, batch: int | None
-) -> tuple[list[str], list[bytes], list[float | None], list[Any], int]:
+def _of_run(folder: RunFolder, threads: int | None, batch: int | None) -> _ToTime:
     results = read_results(folder.results)
     model = folder.file(MODEL)
     runtime = load_target(read_yaml(folder.file(CONFIG))["target"][0]).runtime.name
@@ -210,19 +265,20 @@ def _of_run(
     int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
     network, numerics = setup.scorer.network, setup.scorer.numerics
     models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
-    here = results["target"]["name"] == "local"
     policy = read_policy(folder.file(POLICY))
-    predicted = [setup.priced(p)["latency_ms"] if here else None for p in (setup.base_policy, int8, policy)]
+    predicted = [setup.predicted_of(p)["latency_ms"] for p in (setup.base_policy, int8, policy)]
     feed = {
         name: x[:1].expand(batch or 1, *x.shape[1:]).contiguous().numpy()
         for name, x in zip(space.structure.graph.inputs, setup.task.example, strict=True)
     }
-    return (
+    target = results["target"]["name"]
+    return _ToTime(
         ["uncompressed", "all-integer", folder.id],
         [*models, model.read_bytes()],
-        predicted,
-        [feed] * 3,
+        list(predicted),
+        feed,
         threads or 1,
+        target,
     )
 
 

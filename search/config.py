@@ -14,15 +14,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from search.errors import InputError, ResumeError, TailorbirdError, UsageError, did_you_mean
+from search.methods import METHODS, check_methods
 from search.units import COST_KINDS, Limit, parse_limit, parse_points, parse_seconds
 
 if TYPE_CHECKING:
     from agents.contract import Budget
     from search.task import TaskSpec
 
-Method = Literal["prune", "quantize", "factorize", "depth"]
 Measure = Literal["never", "final", "front", "active"]
-METHODS: tuple[Method, ...] = ("prune", "quantize", "factorize", "depth")
 
 #: Field of the config to the cost it limits.
 LIMITS: Mapping[str, str] = {
@@ -33,9 +32,9 @@ LIMITS: Mapping[str, str] = {
     "max_macs": "macs",
 }
 #: What concerns one call and not the search; not stored.
-ONE_CALL = ("out", "resume", "dry_run")
+ONE_CALL = ("out", "resume", "dry_run", "token")
 #: What may change when a run is resumed. All else is the goal, which may not.
-MAY_CHANGE = ("evaluations", "timeout", "recover", "workers", "measure", *ONE_CALL)
+MAY_CHANGE = ("evaluations", "timeout", "recover", "workers", "measure", "host", "accept_unstable", *ONE_CALL)
 
 
 class RunConfig(BaseModel):
@@ -61,7 +60,10 @@ class RunConfig(BaseModel):
     max_drop: float | None = Field(None, description="points; turns the search into: least latency")
     risk: float | None = Field(None, gt=0, lt=1, description="0.9 judges the upper bound of the latency")
 
-    methods: tuple[Method, ...] = Field(METHODS, min_length=1, description="what may be done to a layer")
+    methods: tuple[str, ...] = Field(METHODS, min_length=1, description="what may be done to a layer")
+    criterion: str = Field("obs", description="which channels stay: see `search methods`")
+    ranges: str = Field("mse", description="how the ranges of integer activations are found")
+    scales: str = Field("mse", description="how the scales of integer weights are found")
     bits: tuple[int, ...] | None = Field(None, description="weight bits to choose from; all the target has")
     min_keep: float = Field(0.125, gt=0, le=1, description="smallest share of channels kept in a group")
     skip: tuple[str, ...] = Field((), description="patterns of layers left alone, such as 'head.*'")
@@ -77,23 +79,14 @@ class RunConfig(BaseModel):
 
     threads: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
     batch: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
-    measure: Measure | None = Field(None, description="what is timed; final where the target is this machine")
+    host: str | None = Field(None, description="where the device is: user@host, or http://host:port")
+    token: str | None = Field(None, description="of the agent at an http:// host; or TAILORBIRD_TOKEN")
+    measure: Measure | None = Field(None, description="what is timed; front where a device is at hand")
+    accept_unstable: bool = Field(False, description="keep measurements that do not repeat")
 
     out: str | None = Field(None, description="exactly this folder")
     resume: str | None = Field(None, description="go on with this run")
     dry_run: bool = Field(False, description="resolve everything, score one policy, estimate the time")
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _known_methods(cls, value: Any) -> Any:
-        # pydantic runs "before" validators last to first: this one sees the list that _split made.
-        for method in value if isinstance(value, list | tuple) else ():
-            if method not in METHODS:
-                near = did_you_mean(str(method), METHODS)
-                raise UsageError(
-                    f"unknown method {method!r}. {near}".rstrip(), f"Methods: {', '.join(METHODS)}."
-                )
-        return value
 
     @field_validator("target", "methods", "skip", "bits", "mean", "std", "data_size", mode="before")
     @classmethod
@@ -105,8 +98,8 @@ class RunConfig(BaseModel):
 
     @field_validator("methods", mode="after")
     @classmethod
-    def _methods_once(cls, value: tuple[Method, ...]) -> tuple[Method, ...]:
-        return tuple(method for method in METHODS if method in value)
+    def _methods_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return (*(m for m in METHODS if m in value), *sorted({m for m in value if m not in METHODS}))
 
     @field_validator("bits", mode="after")
     @classmethod
@@ -140,6 +133,12 @@ class RunConfig(BaseModel):
         if seconds == 0 and info.field_name == "timeout":
             raise UsageError("--timeout 0 leaves no time to search.", "Write 45s or 10m.")
         return str(value).strip()
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> Self:
+        if self.model is None and ":" not in self.task:  # a user's own code may register more
+            check_methods(self.methods)
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -341,15 +341,17 @@ def render_measurement(found: Measurement) -> str:
         times = [format_ms(n[key]) for key in ("load_ms", "p50_ms", "p95_ms", "min_cpu_ms")]
         rows.append([n["name"], *times, f"{first / n['min_cpu_ms']:.2f}x", memory])
     threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    lines = [
-        f"measured with {found['runtime']}, {threads}, batch {found['batch']}, {found['repeats']} turns each",
-        *table(rows, left=(0,)),
-    ]
+    where = f" on {found['device']}" if found.get("device") else ""
+    soaked = f", after {found['soak_seconds']:.0f} s of running" if found.get("soak_seconds") else ""
+    turns = f"batch {found['batch']}, {found['repeats']} turns each{soaked}"
+    lines = [f"measured{where} with {found['runtime']}, {threads}, {turns}", *table(rows, left=(0,))]
     for n in found["networks"]:
         predicted = n.get("predicted_ms")
         if predicted:
             lines += _line("predicted", f"{n['name']}: {format_ms(predicted)}, off by "
                            f"{100 * (predicted / n['min_cpu_ms'] - 1):+.0f} %")  # fmt: skip
+    if found.get("throttled"):
+        lines += _line("throttled", f"in {100 * found['throttled']:.0f} % of the measurements")
     if not found["stable"]:
         lines += _line("unstable", found.get("why", "the turns differ too much"))
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from .runfolder import MODEL, POLICY, WEIGHTS, RunFolder
 from .score import Score, interval, score_compressed
 from .setup import Setup
 from .stored import to_bytes
-from .timing import Stopwatch, is_here, measure_models
+from .timing import Stopwatch, measure_models, measures
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def _check_kernels(setup: Setup, candidate: Candidate, made: Files, event: Calla
 
 
 def _timed(setup: Setup, candidate: Candidate, made: Files, watch: Stopwatch) -> dict[str, Measurement]:
-    """The delivered file beside the uncompressed and the all-integer one, interleaved, on this machine."""
-    if not is_here(setup) or setup.config.measure == "never":
+    """The delivered file beside the uncompressed and the all-integer one, interleaved, on the device."""
+    if not measures(setup):
         return {}
     from compressors.apply import compress
 
@@ -110,8 +110,11 @@ def _timed(setup: Setup, candidate: Candidate, made: Files, watch: Stopwatch) ->
     space = setup.space
     int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
     models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
-    base, integer, own = measure_models(setup, [*models, made[MODEL]])
-    return {"base": base, "int8": integer, "picked": own}
+    found = measure_models(setup, [*models, made[MODEL]])
+    known = setup.measured.get(setup.base_policy.digest)
+    if known is not None:  # as every measurement of a run: in units of the uncompressed network's first one
+        found = [m.scaled(known / found[0].latency_ms) for m in found]
+    return dict(zip(("base", "int8", "picked"), found, strict=True))
 
 
 def _base_test(setup: Setup) -> Score:

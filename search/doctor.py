@@ -52,7 +52,7 @@ class Finding:
 def examine() -> list[Finding]:
     """All checks. A check that fails unexpectedly is a finding, not a crash."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _packages, _imports, _processor, _cache, _disk, _clock,
+        _packages, _imports, _processor, _cache, _disk, _clock, _emulation,
     )  # fmt: skip
     found: list[Finding] = []
     for check in checks:
@@ -150,3 +150,18 @@ def _clock() -> Iterator[Finding]:
     good = forward and resolution <= 1e-6
     text = f"resolution {resolution * 1e9:.0f} ns"
     yield Finding("clock", good, text if good else f"{text}; measurements on this machine cannot be trusted")
+
+
+def _emulation() -> Iterator[Finding]:
+    """Other processors, which nothing depends on: where they are missing, how to get them."""
+    from hw_profiles.devices.sysroot import APT_COMMAND, BUILD_COMMAND, Sysroot, emulator
+    from hw_profiles.errors import DeviceError
+
+    try:
+        emulator("aarch64")
+        sysroot = Sysroot.find()
+    except DeviceError:
+        yield Finding("emulation", True, f"no emulated Arm (optional): {APT_COMMAND}; {BUILD_COMMAND}")
+    else:
+        version = sysroot.manifest.get("onnxruntime", "?")
+        yield Finding("emulation", True, f"arm64 onnxruntime {version} under qemu-user")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agents.contract import Outcome, Suggestion
 from agents.registry import check_name, make_agent
@@ -20,7 +19,7 @@ from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
 from . import summary, warm
-from .candidates import SHORTLIST, Candidate, pick, recover_candidates, shortlist
+from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
@@ -29,6 +28,7 @@ from .evaluate import make_evaluator
 from .journal import Journal
 from .result import RunResult
 from .results import Event, Results, RunFacts
+from .rounds import search_policies, time_first, timed_shortlist
 from .runfolder import (
     CONFIG,
     ENV,
@@ -41,48 +41,17 @@ from .runfolder import (
     environment,
     recovered_name,
 )
-from .setup import Setup, load_setup
+from .setup import Setup, load_setup, untouched
 from .siblings import other_runtimes
 from .stored import to_bytes
-from .study import Study, outcome_of, repriced
+from .study import Study, outcome_of
 from .threads import single_threaded
-from .timing import Stopwatch, first_policies, is_here
+from .timing import Stopwatch, measures
+from .underway import Run
 
 if TYPE_CHECKING:
     from .config import RunConfig
     from .task import Task
-
-#: Networks of the front that are timed between search and recovery, and how often the search may go on.
-TIMED = 6
-ROUNDS = 3
-
-
-@dataclass
-class _Run:
-    """One run under way."""
-
-    setup: Setup
-    folder: RunFolder
-    journal: Journal
-    progress: Progress
-    stop: threading.Event | None
-    facts: RunFacts
-    watch: Stopwatch
-    events: list[Event] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def event(self, kind: str, text: str, **more: Any) -> None:
-        """Journal something that turned out otherwise, and tell."""
-        self.journal.append("event", {"kind": kind, "text": text, **more})
-        event = Event(kind=kind, text=text)
-        if event not in self.events:  # exported again after an interruption
-            self.events.append(event)
-        self.progress.note(f"event    {text}")
-
-    @property
-    def stopped(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self.stop is not None and self.stop.is_set()
 
 
 @single_threaded
@@ -103,28 +72,30 @@ def run(
     setup = load_setup(config, task)
     if stop is not None and stop.is_set():
         raise StoppedError("stopped in set-up: nothing new was evaluated.", "Start it again.")
-    if config.measure == "never" or not is_here(setup):  # else once prices are corrected
+    if not measures(setup):  # else once prices are corrected
         require_feasible(setup.problem)
     known = warm.earlier(setup) if config.resume is None else []
     folder, journal = _opened(setup)
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
-    this = _Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
+    this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
     with journal:
         folder.sweep()
         folder.write(CONFIG, config.to_yaml())
         folder.write_json(ENV, environment(setup.lowering.predictor.threads))
         watch.restore()
-        _time_first(this)
+        time_first(this)
         require_feasible(setup.problem)
         backing = _backing(setup)
         show.header(header_lines(summary.document(setup, facts, None, backing)))
         study, baselines = _study(this, known)
-        _search(this, study, config.evaluations)
         candidates: list[Candidate] = []
         delivered: Delivered | None = None
+        with study.evaluator:
+            search_policies(this, study, config.evaluations)
+            chosen = [] if this.stopped or config.dry_run else timed_shortlist(this, study)
         if not this.stopped and not config.dry_run:
-            candidates = _candidates(this, study)
+            candidates = _candidates(this, chosen)
         if candidates and not this.stopped:
             delivered = _delivered(this, candidates)
         results = _results(this, study, baselines, candidates, delivered, started)
@@ -187,14 +158,6 @@ def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
     )
 
 
-def _time_first(this: _Run) -> None:
-    """Where the target is this machine, correct the prices before anything is searched."""
-    if is_here(this.setup) and this.setup.config.measure != "never":
-        start = time.perf_counter()
-        this.watch.time(first_policies(this.setup))
-        this.timings["measure"] = time.perf_counter() - start
-
-
 def _backing(setup: Setup) -> str:
     batch = setup.lowering.kernels([setup.base_policy])[0][1]
     return setup.lowering.predictor.predict(batch).backing
@@ -204,7 +167,7 @@ def _backing(setup: Setup) -> str:
 
 
 def _study(
-    this: _Run, known: list[tuple[Suggestion, Outcome]]
+    this: Run, known: list[tuple[Suggestion, Outcome]]
 ) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]]:
     """The study with its baselines scored and, when resumed, its journal taken up."""
     setup = this.setup
@@ -238,51 +201,12 @@ def _study(
     return study, found
 
 
-def _search(this: _Run, study: Study, evaluations: int) -> None:
-    start = time.perf_counter()
-    this.progress.start(evaluations, len(study.entries), this.setup.task.metric.unit)
-    config = this.setup.config
-    total = 1 if config.dry_run else evaluations
-    with study.evaluator:
-        study.run(total, config.timeout_seconds, this.stop, this.progress)
-    this.progress.close()
-    if this.stopped:
-        this.journal.append("interrupted", {"evaluated": len(study.entries)})
-    elif study.exhausted and len(study.entries) < total:
-        this.progress.note(f"the agent has nothing new after {len(study.entries)} evaluations")
-    this.timings["search"] = this.timings.get("search", 0.0) + time.perf_counter() - start
-
-
-def _more(this: _Run, study: Study) -> Study:
-    """Go on searching under corrected prices: a fresh agent learns all outcomes anew."""
-    setup = this.setup
-    agent = make_agent(setup.config.agent, setup.problem, setup.config.seed + 1)
-    study.problem = setup.problem
-    known = [*study.known, *study.entries]
-    fresh = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, setup.config.workers), None)
-    again = repriced(setup.problem, [e.outcome for e in known])
-    for i, (entry, outcome) in enumerate(zip(known, again, strict=True)):
-        if outcome.feasible and outcome.accuracy is not None:
-            s = entry.suggestion
-            fresh.learn(Suggestion(-1 - i, s.point, s.policy, s.origin), outcome)
-        else:
-            fresh.known.append(type(entry)(entry.suggestion, outcome))
-    _search(this, fresh, max(10, setup.config.evaluations // 4))
-    fresh.entries = [*(e for e in study.entries), *fresh.entries]
-    known_digests = {e.outcome.policy.digest for e in fresh.entries}
-    fresh.known = [e for e in fresh.known if e.outcome.policy.digest not in known_digests]
-    return fresh
-
-
 # -- candidates
 
 
-def _candidates(this: _Run, study: Study) -> list[Candidate]:
-    """The shortlist, timed where the target is at hand, then recovered."""
+def _candidates(this: Run, chosen: Sequence[Outcome]) -> list[Candidate]:
+    """The shortlist, recovered."""
     setup, config = this.setup, this.setup.config
-    chosen = _timed_shortlist(this, study)
-    if not chosen and this.stopped:
-        return []
     if not chosen:
         raise InfeasibleError(
             "no evaluated policy holds the budget; the search was too short.",
@@ -307,27 +231,7 @@ def _candidates(this: _Run, study: Study) -> list[Candidate]:
     return found
 
 
-def _timed_shortlist(this: _Run, study: Study) -> list[Outcome]:
-    setup = this.setup
-    if not is_here(setup) or setup.config.measure == "never":
-        return shortlist(setup, study.outcomes, SHORTLIST)
-    for _ in range(ROUNDS):
-        ranked = shortlist(setup, repriced(setup.problem, study.outcomes), TIMED)
-        this.watch.time([o.policy for o in ranked])
-        holding = [o for o in ranked if this.watch.holds(o.policy)]
-        if holding or this.stopped:
-            return holding[:SHORTLIST]
-        this.event(
-            "budget",
-            f"none of {len(ranked)} predicted to hold {this.watch.limit_ms:.3f} ms does so when "
-            "measured; prices corrected, the search goes on",
-        )
-        extra = _more(this, study)
-        study.entries, study.known, study.problem = extra.entries, extra.known, extra.problem
-    return []
-
-
-def _delivered(this: _Run, candidates: list[Candidate]) -> Delivered:
+def _delivered(this: Run, candidates: list[Candidate]) -> Delivered:
     start = time.perf_counter()
     at = pick(this.setup, candidates)
     found = deliver(this.setup, candidates[at], this.folder, this.watch, this.event)
@@ -340,7 +244,7 @@ def _delivered(this: _Run, candidates: list[Candidate]) -> Delivered:
 
 
 def _results(
-    this: _Run,
+    this: Run,
     study: Study,
     baselines: dict[str, tuple[ResolvedPolicy, Outcome]],
     candidates: Sequence[Candidate],
@@ -349,10 +253,8 @@ def _results(
 ) -> Results:
     setup = this.setup
     backing = _backing(setup)
-    study.problem = setup.problem
+    study.reprice(setup.problem)
     results = summary.document(setup, this.facts, study, backing)
-    for e, o in zip(study.entries, repriced(setup.problem, [e.outcome for e in study.entries]), strict=True):
-        object.__setattr__(e, "outcome", o)
     picked = None if delivered is None else delivered.candidate
     results["points"] = summary.points(setup, study, candidates, picked)
     results["picked"] = next((p["number"] for p in results["points"] if p["picked"]), None)
@@ -383,7 +285,8 @@ def _results(
     ]
     results["events"] = this.events
     results["siblings"] = other_runtimes(setup, None if picked is None else picked.compressed.policy)
-    results["notes"] = [{"subject": s, "reason": r} for s, r in setup.space.structure.notes]
+    notes = dict.fromkeys((*setup.space.structure.notes, *untouched(setup.space)))
+    results["notes"] = [{"subject": s, "reason": r} for s, r in notes]
     if delivered is not None:
         delivered.into(results)
     if this.stopped and delivered is None:
@@ -393,7 +296,7 @@ def _results(
     return results
 
 
-def _written(this: _Run, results: Results) -> None:
+def _written(this: Run, results: Results) -> None:
     folder = this.folder
     results["files"] = sorted({*results.get("files", []), RESULTS, FRONT, CONFIG, ENV})
     rows = [

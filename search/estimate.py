@@ -14,27 +14,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressors.factors import FACTORISATIONS, factor_shapes
 from compressors.graph import Layer, Node, Structure
-from compressors.policy import FACTOR_METHODS, FLOAT, ResolvedPolicy
-from compressors.resolve import factor_shapes, fused_output
+from compressors.policy import FLOAT, ResolvedPolicy
+from compressors.resolve import fused_output
 from compressors.space import PolicySpace
 from hw_profiles.kernel import COLUMNS, KernelBatch, KernelKind
 from hw_profiles.predictor import Predictor
 
 from .lowering import Lowering
 from .lowering_template import Formulas, SymbolicKernel, cell
+from .templates import BLOCKED, block_size
 
 Array = NDArray[np.float64]
 Key = tuple[Any, ...]
 
 #: Policies whose templates are learned from, and how many more judge the estimates.
 LEARNED, JUDGED = 72, 16
-_RANKS = max(FACTOR_METHODS.values())
 
 
 @dataclass
@@ -173,17 +175,17 @@ class Estimator:
         return found
 
     def _alignment(self, layer: Layer, policy: ResolvedPolicy) -> tuple[int, ...]:
-        if self.lowering.target.runtime.templates != "host":
+        if self.lowering.target.runtime.templates not in BLOCKED:
             return ()
-        kept = policy.kept
-        out = []
-        for size in self.space.structure.sizes[layer.weight][:2]:
-            n = size.const + sum(m * kept.get(g, 0) for g, m in size.mult)
-            out.append(0 if n % 16 == 0 else 1 if n % 4 == 0 else 2)
+        kept, block = policy.kept, block_size(self.lowering.target.runtime.templates)
+        sizes = [
+            size.const + sum(m * kept.get(g, 0) for g, m in size.mult)
+            for size in self.space.structure.sizes[layer.weight][:2]
+        ]
         factor = policy.factors.get(layer.name)
         if factor is not None:
-            out += [0 if r % 16 == 0 else 1 if r % 4 == 0 else 2 for r in factor.rank]
-        return tuple(out)
+            sizes += factor.rank
+        return tuple(0 if n % block == 0 else 1 if n % 4 == 0 else 2 for n in sizes)
 
     def _key(self, site: _Site, states: Mapping[str, Key], policy: ResolvedPolicy) -> Key:
         near = tuple(_layout(states[n]) for n in site.neighbours)
@@ -206,9 +208,13 @@ class Estimator:
 
     # -- summing
 
+    @cached_property
+    def _ranks(self) -> int:
+        return max(f.ranks for f in FACTORISATIONS.values())
+
     def _names(self) -> list[str]:
         structure = self.space.structure
-        ranks = [f"rank:{x.name}:{i}" for x in structure.layers for i in range(_RANKS)]
+        ranks = [f"rank:{x.name}:{i}" for x in structure.layers for i in range(self._ranks)]
         return [*(g.name for g in structure.groups), *ranks]
 
     def _values(self, policies: Sequence[ResolvedPolicy]) -> Array:
@@ -218,7 +224,7 @@ class Estimator:
             row: list[int] = [p.kept.get(g.name, g.size) for g in structure.groups]
             for x in structure.layers:
                 rank = p.factors[x.name].rank if x.name in p.factors else ()
-                row += [*rank, *[0] * (_RANKS - len(rank))]
+                row += [*rank, *[0] * (self._ranks - len(rank))]
             rows.append(row)
         return np.array(rows, dtype=np.float64).reshape(len(policies), -1)
 

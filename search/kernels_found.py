@@ -15,9 +15,12 @@ import numpy as np
 
 from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, KernelBatch
 from search.errors import InputError
+from search.foreign import executed, foreign
 
 if TYPE_CHECKING:
     import onnx
+
+    from hw_profiles.devices.emulated import EmulatedX86
 
 _NUMPY = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -83,7 +86,8 @@ def read_kernels(
 ) -> list[FoundKernel]:
     """Kernels in order of execution, as onnxruntime's default session makes and runs them on zeros.
 
-    ``method`` is the target's way to templates: "host", or "host-without-nchwc" for the stand-in of arm64.
+    ``method`` is the target's way to templates: "host", "host-without-nchwc" for the stand-in of arm64, or
+    "x86-avx2", which is emulated where this machine is another.
     Raises InputError when the file cannot be loaded or run.
     """
     import onnx
@@ -95,6 +99,9 @@ def read_kernels(
     if method == "host-without-nchwc":
         options.add_session_config_entry("optimization.disable_specified_optimizers", "NchwcTransformer")
     source = model if isinstance(model, bytes) else str(model)
+    device = foreign(method)
+    if device is not None:
+        return _emulated(device, source, options, inputs, batch)
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         options.enable_profiling = True
@@ -109,6 +116,25 @@ def read_kernels(
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         graph = onnx.load(options.optimized_model_filepath).graph
     return _joined(graph, events)
+
+
+def _emulated(
+    device: EmulatedX86, source: bytes | str, options: Any, inputs: Mapping[str, Any] | None, batch: int
+) -> list[FoundKernel]:
+    """The same on an emulated processor. This machine's session tells the inputs."""
+    import onnx
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        model = source if isinstance(source, bytes) else onnx.load(source).SerializeToString()
+        graph, events = executed(
+            device, model, dict(inputs) if inputs is not None else made_up(session, batch)
+        )
+    except Exception as problem:
+        line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise InputError(f"onnxruntime cannot load and run the file there: {line[:200]}") from problem
+    return _joined(onnx.load_from_string(graph).graph, events)
 
 
 def made_up(session: Any, batch: int = 1) -> dict[str, Any]:

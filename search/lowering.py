@@ -315,7 +315,7 @@ def _identity(
     for name in sorted(constants):
         digest.update(name.encode() + constants[name].detach().cpu().numpy().tobytes())
     method = target.runtime.templates
-    runtime = {"rules": target.name, "program": target.runtime.name}.get(method) or runtime_key()
+    runtime = {"rules": target.name, "program": target.runtime.name}.get(method) or runtime_key(method)
     numerics = target.numerics.activations
     return (
         TEMPLATE_VERSION,

@@ -36,7 +36,9 @@ def parameter_bytes(skeleton: Skeleton, where: Placement) -> Cell:
 
 def alignment_dims(skeleton: Skeleton, where: Placement, target: Target) -> list[Dim]:
     """Channel counts on which the runtime's choice of layout depends: those of float convolutions."""
-    if target.runtime.templates != "host":
+    from search.templates import BLOCKED
+
+    if target.runtime.templates not in BLOCKED:
         return []
     found: dict[Dim, None] = {}
     for n in skeleton.graph.nodes:
@@ -53,6 +55,6 @@ def alignment_classes(sizes: NDArray[np.float64], target: Target) -> NDArray[np.
     """Class of each size, (P, D): whole blocks, multiples of four, or neither; below a block or not."""
     from search.templates import block_size
 
-    block = block_size()
+    block = block_size(target.runtime.templates)
     ragged = np.where(sizes % 4 == 0, 1, 2) + np.where(sizes < block, 2, 0)
     return np.asarray(np.where(sizes % block == 0, 0, ragged), dtype=np.int8)

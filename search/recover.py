@@ -243,7 +243,9 @@ def _rounded_stage(
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weights = dict(leaves)
         for name, axis in axes.items():
-            near, _ = quantize_weight(leaves[name].detach(), best.codes[name].bits, axis, numerics)
+            near, _ = quantize_weight(
+                leaves[name].detach(), best.codes[name].bits, axis, numerics, policy.scales
+            )
             weights[name] = leaves[name] + (near - leaves[name]).detach()
         return run(graph, weights, inputs, rounded, hooked=frozenset(best.activations))
 

@@ -267,7 +267,7 @@ class Prediction(TypedDict):
 
 
 class Timing(TypedDict):
-    """One network timed on this machine; times in ms, memory in bytes (None where it could not be told).
+    """One network timed on a device; times in ms, memory in bytes (None where it could not be told).
 
     `min_cpu_ms`, the least CPU time of one inference, repeats best; `p50_ms` and `p95_ms` are wall time.
     """
@@ -284,10 +284,13 @@ class Timing(TypedDict):
 class Measurement(TypedDict):
     """What `search measure` says; the networks took turns, the first is what the others are compared with."""
 
+    device: NotRequired[str]
     runtime: str
     threads: int
     batch: int
     repeats: int
+    soak_seconds: NotRequired[float]  # how long the networks ran before they were timed
+    throttled: NotRequired[float]  # share of measurements after which the device throttled
     stable: bool
     why: NotRequired[str]  # why it is unstable
     networks: list[Timing]

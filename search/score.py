@@ -3,7 +3,7 @@
 A policy is accepted when it beats the bar: the metric already reached at no more latency. What cannot beat
 it will not join the front, and is given up as soon as that is certain enough:
 
-1. a first look: few calibration samples, the validation samples the dense network is least sure of;
+1. a look (`search.look`): few calibration samples, the validation samples the dense network is least sure of;
 2. after the full recalibration: the same samples first, until the rest cannot save the policy (exact).
 
 Both depend on the policy and the bar alone, so that a resumed search decides as an undisturbed one.
@@ -26,18 +26,11 @@ if TYPE_CHECKING:
     from compressors.apply import Network
     from compressors.compressed import Compressed
     from search.answers import Answers
+    from search.look import Look
     from search.task import Metric, Split, Task
 
-#: Samples a hopeless policy is judged by before the full recalibration is paid for.
-FIRST_CALIBRATION = 32
-HARDEST = 64
-OTHERS = 16
-#: Chance that a wrong answer of the first look is put right by the full recalibration, at most.
-SAVED = 0.02
-#: Chance at which a policy still counts as hopeful after the first look.
-HOPE = 0.05
-#: One-sided confidence for metrics that are not right or wrong, in standard errors.
-_Z_STOP = 2.8
+#: Samples scored at a time behind the full recalibration.
+BATCH = 64
 _Z_95 = 1.959964
 
 
@@ -99,11 +92,6 @@ class Scorer:
         self.network = network
         self.numerics = numerics
         self.runtime = runtime
-        self._agreed = False
-        few = tuple(x[:FIRST_CALIBRATION] for x in network.calibration)
-        self._small = replace(network, calibration=few, _seen=None)
-        # means of the same samples as the look's, so that chance cancels; covariances of all
-        self._small._seen = (dict(self._small.channel_means()), dict(network.covariances()))
         inputs = tuple(fast_layout(x) for x in task.validation.inputs)
         self._validation = replace(task.validation, inputs=inputs)
 
@@ -121,21 +109,28 @@ class Scorer:
         """
         from compressors.apply import compress, shrunk
 
+        from .look import SAMPLES
+
         start = time.perf_counter()
         weights = shrunk(self.network, policy)
-        n = len(self._validation)
         stoppable = bar is not None and self.network.structure.graph.fixed_batch is None
-        if bar is not None and stoppable and n > 2 * (HARDEST + OTHERS):
-            small = compress(self._small, policy, self.numerics, weights)
-            look = self._look(small)
-            if self._hopeless(look, bar):
-                return self._stopped(look, bar, time.perf_counter() - start)
+        if bar is not None and stoppable and len(self._validation) > 2 * SAMPLES:
+            look = self._look.at(policy, weights)
+            if self._look.hopeless(look, bar):
+                value, std = self._look.estimate(look)
+                return self._below(value, std, bar, SAMPLES, time.perf_counter() - start)
         compressed = compress(self.network, policy, self.numerics, weights)
         if bar is not None and stoppable and self._dense_is_binary:
             return self._in_order(compressed, bar, start)
         scores = self._answers(compressed).scores(self._ordered)
         mean, std, low, high = interval(scores)
-        return Score(mean, std, low, high, n, time.perf_counter() - start)
+        return Score(mean, std, low, high, len(scores), time.perf_counter() - start)
+
+    @cached_property
+    def _look(self) -> Look:
+        from .look import Look
+
+        return Look(self.task.metric, self.network, self.numerics, self._ordered, self._dense_is_binary)
 
     # -- the validation samples, least certain first
 
@@ -181,43 +176,6 @@ class Scorer:
 
     # -- giving up
 
-    def _look(self, compressed: Compressed) -> Tensor:
-        """Scores of the hardest samples, then of some evenly spaced others."""
-        ordered = self._ordered
-        step = max(1, (len(ordered) - HARDEST) // OTHERS)
-        import torch
-
-        rest = torch.arange(HARDEST, len(ordered), step)[:OTHERS]
-        part = ordered[torch.cat([torch.arange(HARDEST), rest])]
-        # a look that decides little need not doubt a runtime that agreed before
-        answers = self._answers(compressed, self._agreed)
-        found = answers.scores(part).double()
-        self._agreed = answers.runtime
-        return found
-
-    def _hopeless(self, look: Tensor, bar: float) -> bool:
-        if self._dense_is_binary and is_binary(look):
-            wrong = int((look == 0).sum())
-            return _at_most(self._allowed(bar), wrong, 1.0 - SAVED) < HOPE
-        mean, std = self._estimate(look)
-        if self.task.metric.higher_is_better:
-            return mean + _Z_STOP * std < bar
-        return mean - _Z_STOP * std > bar
-
-    def _allowed(self, bar: float) -> int:
-        """Wrong answers with which a policy still beats the bar."""
-        n = len(self._validation)
-        return math.ceil(n * (1.0 - bar) - 1e-6) - 1
-
-    def _estimate(self, look: Tensor) -> tuple[float, float]:
-        """Mean and standard error over all validation samples from a look: two strata."""
-        n = len(self._validation)
-        hard, rest = look[:HARDEST], look[HARDEST:]
-        share = HARDEST / n
-        mean = share * float(hard.mean()) + (1 - share) * float(rest.mean())
-        spread = max(float(rest.std()), 0.5 / math.sqrt(len(rest)))
-        return mean, (1 - share) * spread / math.sqrt(len(rest))
-
     def _continued(self, seen: Tensor) -> tuple[float, float]:
         """Mean and standard error over all samples from the first so many, the hardest.
 
@@ -225,13 +183,9 @@ class Scorer:
         what is missing: between the two extremes.
         """
         n = len(self._ordered)
-        last = 0.5 + 0.5 * float(seen[-HARDEST:].mean())
+        last = 0.5 + 0.5 * float(seen[-BATCH:].mean())
         mean = (float(seen.sum()) + last * (n - len(seen))) / n
         return mean, (1.0 - last) * (n - len(seen)) / n + 0.5 / n
-
-    def _stopped(self, look: Tensor, bar: float, seconds: float) -> Score:
-        mean, std = self._estimate(look)
-        return self._below(mean, std, bar, len(look), seconds)
 
     def _below(self, mean: float, std: float, bar: float, samples: int, seconds: float) -> Score:
         """An early end: the estimate, not better than the bar."""
@@ -242,25 +196,19 @@ class Scorer:
         """Score the least certain samples first; stop when even right answers to the rest are too little."""
         import torch
 
-        answers, allowed, n = self._answers(compressed), self._allowed(bar), len(self._ordered)
+        from .look import wrong_allowed
+
+        answers, n = self._answers(compressed), len(self._ordered)
+        allowed = wrong_allowed(n, bar)
         parts: list[Tensor] = []
-        for i in range(0, n, HARDEST):
-            parts.append(answers.scores(self._ordered[slice(i, i + HARDEST)]).double())
+        for i in range(0, n, BATCH):
+            parts.append(answers.scores(self._ordered[slice(i, i + BATCH)]).double())
             seen = torch.cat(parts)
             if is_binary(seen) and int((seen == 0).sum()) > allowed and len(seen) < n:
                 mean, std = self._continued(seen)
                 return self._below(mean, std, bar, len(seen), time.perf_counter() - start)
         mean, std, low, high = interval(torch.cat(parts))
         return Score(mean, std, low, high, n, time.perf_counter() - start)
-
-
-def _at_most(count: int, trials: int, chance: float) -> float:
-    """Probability of at most ``count`` successes."""
-    if count < 0:
-        return 0.0
-    return sum(
-        math.comb(trials, k) * chance**k * (1 - chance) ** (trials - k) for k in range(min(count, trials) + 1)
-    )
 
 
 def score_compressed(compressed: Compressed, split: Split, metric: Metric) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.contract import Budget, Problem
+from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 from hw_profiles.predictor import Predictor
@@ -27,6 +28,8 @@ from .study import priced
 from .task import Task, load_task, prepared, score_network
 
 if TYPE_CHECKING:
+    from hw_profiles.devices.contract import Device
+
     from .config import RunConfig
 
 
@@ -45,6 +48,8 @@ class Setup:
     base_score: Score
     budget: Budget
     estimator: Estimator | None = None
+    device: Device | None = None
+    measured: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -73,23 +78,39 @@ class Setup:
         return table
 
     def costs(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
-        """Prices of many policies; with a risk, ``latency_high_ms`` is the bound at that confidence."""
-        table = dict(self.lowering.costs(policies))
+        """Prices of many policies, measured where they were; ``latency_high_ms`` is the bound of a risk."""
+        table = self.predicted(policies)
+        for i, policy in enumerate(policies if self.measured else ()):
+            ms = self.measured.get(policy.digest)
+            if ms is not None:  # a measurement is no estimate: it is the price, and its own bound
+                for name in ("latency_ms", "latency_low_ms", "latency_high_ms"):
+                    if name in table:
+                        table[name][i] = ms
+        return table
+
+    def predicted(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
+        """As `costs`, without regard to what was measured."""
+        table = {name: np.array(values) for name, values in self.lowering.costs(policies).items()}
         if self.config.risk is not None:
             table["latency_high_ms"] = table["latency_ms"] * self.lowering.predictor.quantile_factor(
                 self.config.risk
             )
         return table
 
-    def corrected(self, predictor: Predictor) -> None:
-        """Take a corrected predictor: prices, base costs and a relative budget follow."""
+    def corrected(self, predictor: Predictor, measured: Mapping[str, float] | None = None) -> None:
+        """Take a corrected predictor and latencies by policy digest: prices, base and budget follow."""
         self.lowering.predictor = predictor
+        self.measured.update(measured or {})
         self.base_costs = priced(self.costs, [self.base_policy])[0]
         self.budget = self.config.budget(self.base_costs)
 
     def priced(self, policy: ResolvedPolicy) -> dict[str, float]:
         """Costs of one policy by name."""
         return priced(self.costs, [policy])[0]
+
+    def predicted_of(self, policy: ResolvedPolicy) -> dict[str, float]:
+        """Costs of one policy by name, all predicted."""
+        return priced(self.predicted, [policy])[0]
 
 
 def base_policy_of(space: PolicySpace, target: Target) -> ResolvedPolicy:
@@ -108,15 +129,21 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
     exporter_of(target).require()
-    abilities = abilities_of(target, config.methods, config.bits, config.min_keep, config.skip)
+    abilities = replace(
+        abilities_of(target, config.methods, config.bits, config.min_keep, config.skip),
+        criterion=config.criterion,
+        ranges=config.ranges,
+        scales=config.scales,
+    )
+    _check_choices(config)
     scorer = Scorer.of(task, abilities.numerics)
     structure = scorer.network.structure
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
-    untouched = _untouched(space) if config.strict else []
-    if untouched:
-        name, reason = untouched[0]
-        more = f" (and {len(untouched) - 1} more layers)" if len(untouched) > 1 else ""
+    stuck = untouched(space) if config.strict else []
+    if stuck:
+        name, reason = stuck[0]
+        more = f" (and {len(stuck) - 1} more layers)" if len(stuck) > 1 else ""
         raise InputError(
             f"--strict: nothing can be done to layer {name!r}: {reason}{more}.",
             "Leave --strict out to search the rest.",
@@ -143,6 +170,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         Score(mean, std, low, high, len(scores), 0.0),
         Budget(),
     )
+    setup.device = device_at_hand(config, target)
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
     if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template
@@ -151,20 +179,70 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     return setup
 
 
-def _untouched(space: PolicySpace) -> list[tuple[str, str]]:
-    """Layers that no choice of the space changes, each with the reason; those the user skips aside."""
+def device_at_hand(config: RunConfig, target: Target) -> Device | None:
+    """Where networks of this target can be timed: this machine, what `--host` names, or nowhere (None).
+
+    Raises UsageError for a runtime that devices do not run.
+    """
+    if target.name == "local" and config.host is None:
+        from hw_profiles.devices.local import LocalDevice
+
+        return LocalDevice()
+    if config.host is None:
+        return None
+    if target.runtime.name != "onnxruntime":
+        raise UsageError(
+            f"devices run onnxruntime, and {target.name} is a target of {target.runtime.name}.",
+            "Leave --host out, or search the device's target for onnxruntime.",
+        )
+    from hw_profiles.devices.opening import open_device
+
+    return open_device(target.name, config.host, config.token)
+
+
+def _check_choices(config: RunConfig) -> None:
+    """Before anything is evaluated; a task's own file may have registered more."""
+    from compressors.importance import CRITERIA
+    from compressors.quantize import RANGES, WEIGHT_SCALES
+
+    chosen = ((CRITERIA, config.criterion), (RANGES, config.ranges), (WEIGHT_SCALES, config.scales))
+    for known, name in chosen:
+        if name not in known:
+            near = did_you_mean(name, known) or f"There are {', '.join(known)}."
+            raise UsageError(f"unknown {known.kind} {name!r}. {near}", "See `search methods`.")
+
+
+def untouched(space: PolicySpace) -> list[tuple[str, str]]:
+    """(name, bytes that stay and why) of what bears weights and no choice changes; what the user skips aside.
+
+    Layers, and weights that are multiplied by an operation that is not a layer. Embeddings, tables, norms
+    and scales do not count: they are listed in the structure's notes.
+    """
     structure, abilities = space.structure, space.abilities
-    groups = {g.name: g.layers for g in structure.groups} | {b.name: b.layers for b in structure.blocks}
-    reached = {name for c in space.choices for name in groups.get(c.subject, (c.subject,))}
+    reached: set[str] = set()
+    for c in space.choices:
+        if c.kind == "keep":
+            reached.update(structure.group[c.subject].layers)
+        elif c.kind == "removed":
+            reached.update(structure.block[c.subject].layers)
+        elif c.kind in ("rank", "weight_bits"):
+            reached.add(c.subject)
     if any(c.kind == "act_bits" for c in space.choices):
         reached |= {
             x.name for x in structure.layers if "bits" not in x.fixed and abilities.has_integer_kernel(x)
         }
-    return [
-        (x.name, "; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it")
+    params = structure.graph.params
+    found = [
+        (
+            x.name,
+            f"{bytes_of(params[x.weight])} bytes stay as they are: "
+            + ("; ".join(f"{k}: {why}" for k, why in x.fixed.items()) or "the target has no kernels for it"),
+        )
         for x in structure.layers
-        if x.name not in reached and not any(fnmatchcase(x.name, p) for p in abilities.skip)
+        if x.name not in reached
     ]
+    found += [(x.subject, x.reason) for x in structure.loose if x.weighs]
+    return [(name, why) for name, why in found if not any(fnmatchcase(name, p) for p in abilities.skip)]
 
 
 def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
@@ -175,4 +253,4 @@ def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
             raise UsageError(f"--skip {pattern!r} matches no layer. {near}")
 
 
-__all__ = ["Setup", "base_policy_of", "load_setup"]
+__all__ = ["Setup", "base_policy_of", "device_at_hand", "load_setup", "untouched"]

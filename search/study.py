@@ -46,6 +46,21 @@ class Study:
         self.known.append(Entry(suggestion, outcome))
         self.agent.update(suggestion, outcome)
 
+    def reprice(self, problem: Problem) -> None:
+        """Take a problem whose prices were corrected; what holds its budget is judged anew."""
+        self.problem = problem
+        for rows in (self.known, self.entries):
+            again = repriced(problem, [e.outcome for e in rows])
+            rows[:] = [Entry(e.suggestion, o) for e, o in zip(rows, again, strict=True)]
+
+    def renew(self, problem: Problem, agent: Agent) -> None:
+        """Go on under corrected prices with a fresh agent, which learns all outcomes anew."""
+        self.reprice(problem)
+        self.agent = agent
+        self.exhausted = False
+        for e in (*self.known, *self.entries):
+            agent.update(e.suggestion, e.outcome)
+
     def restore(self, records: Sequence[Record]) -> int:
         """Take up where a journal ends; returns how many outcomes it held."""
         waiting: dict[int, Suggestion] = {}

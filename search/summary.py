@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from agents.contract import Outcome
 from agents.pareto import front
 from agents.registry import list_agents
-from compressors.graph import Layer, Node
-from compressors.policy import FLOAT, ResolvedPolicy
+from compressors.factors import FACTORISATIONS
+from compressors.graph import Layer, Node, Structure
+from compressors.policy import FLOAT, Factor, ResolvedPolicy
+from compressors.resolve import weight_shape
 from compressors.skeleton import concrete, unknowns
 from compressors.structure import macs_of
 
@@ -72,8 +74,13 @@ def measured(latency_ms: float, load_ms: float | None = None) -> dict[str, Numbe
 
 def network(setup: Setup, name: str, policy: ResolvedPolicy, score: Score | None) -> Network:
     """A baseline's entry."""
-    costs = setup.priced(policy)
-    entry = Network(name=name, costs=numbers(costs), feasible=not setup.budget.why_not(costs))
+    entry = Network(
+        name=name,
+        costs=numbers(setup.predicted_of(policy)),
+        feasible=not setup.budget.why_not(setup.priced(policy)),
+    )
+    if policy.digest in setup.measured:
+        entry["measured"] = measured(setup.measured[policy.digest])
     if score is not None:
         entry["validation"] = score_facts(score)
         entry["drop"] = setup.problem.drop(score.value)
@@ -109,7 +116,7 @@ def points(
             digest=o.policy.digest,
             picked=o.policy.digest == chosen,
             complete=not o.stopped_early,
-            costs=numbers(setup.priced(o.policy)),
+            costs=numbers(setup.predicted_of(o.policy)),
             policy=o.policy.to_dict(),
             feasible=not setup.budget.why_not(o.costs),
             validation=_outcome_score(setup, o),
@@ -119,6 +126,8 @@ def points(
         )
         if c is not None and c.recovered:
             point["searched"] = _outcome_score(setup, c.searched)
+        if o.policy.digest in setup.measured:
+            point["measured"] = measured(setup.measured[o.policy.digest])
         if o.policy.digest in numbered:
             point["evaluation"] = numbered[o.policy.digest]
         found.append(point)
@@ -172,13 +181,19 @@ def layer_rows(setup: Setup, policy: ResolvedPolicy) -> list[LayerRow]:
             act_bits=_act_bits(setup, policy, layer),
             removed=not nodes,
             factor=None if factor is None else f"{factor.method} {','.join(map(str, factor.rank))}",
-            rank_ratio=None if factor is None else factor.rank[0] / min(layer.cin, layer.cout),
+            rank_ratio=None if factor is None else _rank_ratio(structure, layer, policy.kept, factor),
             latency_ms=before_ms.get(layer.name),
             latency_after_ms=after_ms.get(layer.name, 0.0 if not nodes else None),
             reason="; ".join(f"{k}: {why}" for k, why in layer.fixed.items()),
         )
         rows.append(row)
     return rows
+
+
+def _rank_ratio(structure: Structure, layer: Layer, kept: Mapping[str, int], factor: Factor) -> float:
+    """Share of the full rank, of the first rank where there are several."""
+    full = FACTORISATIONS.find(factor.method).full_rank(weight_shape(structure, layer, kept))
+    return factor.rank[0] / full[0]
 
 
 def _by_layer(times: Sequence[KernelTime]) -> dict[str, float]:

@@ -23,8 +23,10 @@ import numpy as np
 from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import DimSize, Graph
 from compressors.skeleton import Placement, Skeleton
+from hw_profiles.errors import DeviceError
 from search.emit import emit
 from search.emit.builder import ArrayLike, Builder, keeps_values
+from search.foreign import PROCESSORS, foreign
 from search.lowering_graph import read_template
 from search.lowering_shapes import Source, TemplateError, UnreadableError
 from search.lowering_template import (
@@ -48,7 +50,10 @@ TEMPLATE_VERSION = 4
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "host": {},
     "host-without-nchwc": {"disabled": "NchwcTransformer"},
+    "x86-avx2": {},
 }
+#: Methods whose graphs may have onnxruntime's blocked layout (NCHWc), which depends on channel counts.
+BLOCKED = frozenset({"host", "x86-avx2"})
 
 
 class DummyBuilder(Builder):
@@ -133,10 +138,18 @@ def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, A
 
 
 def optimised(model: bytes, method: str = "host") -> onnx.ModelProto:
-    """The graph onnxruntime's default session makes of a model (less prepacking, which changes no node)."""
+    """The graph onnxruntime's default session makes of a model (less prepacking, which changes no node), on
+    this machine or on the one that the method names."""
     import onnx
     import onnxruntime
 
+    device = foreign(method)
+    if device is not None:
+        try:
+            theirs: onnx.ModelProto = onnx.ModelProto.FromString(device.optimised(model))
+        except DeviceError as problem:
+            raise TemplateError(f"onnxruntime there does not load the network: {problem}") from problem
+        return theirs
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
@@ -168,10 +181,13 @@ def _scratch() -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=1)
-def runtime_key() -> str:
-    """onnxruntime's version and this machine's instruction set."""
+@lru_cache(maxsize=8)
+def runtime_key(method: str = "host") -> str:
+    """onnxruntime's version and the instruction set it is asked on: this machine's, or an emulated one."""
     import onnxruntime
+
+    if foreign(method) is not None:
+        return f"{onnxruntime.__version__}/emulated {PROCESSORS[method]}"
 
     from hw_profiles.local import cpu_flags
 
@@ -194,9 +210,9 @@ def runtime_key() -> str:
     return f"{onnxruntime.__version__}/{os.uname().machine}/{','.join(f for f in known if f in flags)}"
 
 
-def block_size() -> int:
-    """Channels in a block of onnxruntime's NCHWc layout on this machine (MlasNchwcGetBlockSize)."""
-    return 16 if "avx512f" in runtime_key() else 8
+def block_size(method: str = "host") -> int:
+    """Channels in a block of onnxruntime's NCHWc layout where it is asked (MlasNchwcGetBlockSize)."""
+    return 16 if "avx512f" in runtime_key(method) else 8
 
 
 def ask(
@@ -211,7 +227,7 @@ def ask(
 ) -> Template:
     """The template of a concrete graph, by asking the runtime of this machine."""
     model = dummy_model(graph, where, activations, constants).SerializeToString()
-    source = Source(graph, sizes, layer_of, batch, block_size())
+    source = Source(graph, sizes, layer_of, batch, block_size(method))
     return read_or_run(model, source, method)
 
 
@@ -247,7 +263,7 @@ def exact_template(found: Sequence[FoundKernel], source: Source, method: str) ->
 
 def template_of_model(model: bytes, graph: Graph, skeleton: Skeleton, batch: int, method: str) -> Template:
     """The template that an exported file really leads to."""
-    source = Source(graph, skeleton.sizes, skeleton.layer_of, batch, block_size())
+    source = Source(graph, skeleton.sizes, skeleton.layer_of, batch, block_size(method))
     return read_or_run(model, source, method)
 
 

@@ -1,4 +1,4 @@
-"""Measuring on the machine at hand and correcting prices by what was measured."""
+"""Measuring on the device at hand and correcting prices by what was measured."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agents.contract import Outcome
+from agents.pareto import front
 from compressors.apply import compress
 from compressors.policy import ResolvedPolicy
 from hw_profiles.kernel import KernelBatch
 from hw_profiles.predictor import Predictor
 
+from .errors import DeviceError
 from .export_onnx import export_model
 from .journal import Journal
 from .setup import Setup
@@ -20,21 +23,24 @@ if TYPE_CHECKING:
 
 #: A measured latency may be this much over its budget and still count as holding it.
 TOLERANCE = 0.02
+#: Runs of one network and rounds over all of them; an unsteady measurement is repeated so often.
+RUNS, ROUNDS, TRIES = 200, 8, 3
 
 
-def is_here(setup: Setup) -> bool:
-    """Whether the target is this machine, so that its networks can be timed."""
-    return setup.target.name == "local"
+def measures(setup: Setup) -> bool:
+    """Whether there is a device at hand on which networks are to be timed."""
+    return setup.device is not None and setup.config.measure != "never"
 
 
 @dataclass
 class Stopwatch:
-    """Times policies' networks in onnxruntime and keeps a predictor corrected by all that was timed."""
+    """Times policies' networks on the device and keeps a predictor corrected by all that was timed."""
 
     setup: Setup
     journal: Journal | None
     seen: dict[str, tuple[ResolvedPolicy, float]] = field(default_factory=dict)
     uncorrected: Predictor | None = None
+    unstable: str = ""
 
     def restore(self) -> None:
         """Take up measurements a journal holds, so that a resumed run sees the same prices."""
@@ -56,6 +62,7 @@ class Stopwatch:
             if anchored:
                 models.append(export_model(compress(network, base, numerics)))
             found = measure_models(self.setup, models)
+            self.unstable = next((m.why for m in found if not m.stable), self.unstable)
             scale = self.seen[base.digest][1] / found[-1].latency_ms if anchored else 1.0
             rows = [(p, m.latency_ms * scale) for p, m in zip(missing, found, strict=False)]
             self.seen.update({p.digest: (p, ms) for p, ms in rows})
@@ -65,6 +72,12 @@ class Stopwatch:
             self._correct()
         return [self.seen[p.digest][1] for p in policies]
 
+    def untimed(self, outcomes: Sequence[Outcome], most: int) -> list[ResolvedPolicy]:
+        """Policies on the front under today's prices that were not timed yet, most accurate first."""
+        at = front(outcomes, self.setup.problem)
+        chosen = {outcomes[i].policy.digest: outcomes[i].policy for i in at}
+        return [p for digest, p in chosen.items() if digest not in self.seen][:most]
+
     def _correct(self) -> None:
         if not self.seen:
             return
@@ -73,7 +86,8 @@ class Stopwatch:
         rows: list[tuple[KernelBatch, float]] = [
             (self.setup.lowering.kernels([p])[0][1], ms) for p, ms in self.seen.values()
         ]
-        self.setup.corrected(self.uncorrected.corrected(rows))
+        measured = {digest: ms for digest, (_, ms) in self.seen.items()}
+        self.setup.corrected(self.uncorrected.corrected(rows), measured)
 
     def holds(self, policy: ResolvedPolicy) -> bool:
         """Whether a timed policy's measured latency is within the latency budget."""
@@ -92,15 +106,40 @@ class Stopwatch:
 
 
 def measure_models(setup: Setup, models: Sequence[bytes]) -> list[Measurement]:
-    """Time ONNX files interleaved on this machine at the run's threads and batch."""
-    from hw_profiles.measure import measure_latency
+    """Time ONNX files interleaved on the device at the run's threads and batch.
 
+    Unsteady measurements are repeated; where some stay so on another machine, DeviceError (exit 5) unless
+    `--accept-unstable`. Here they are kept with their verdict: the search goes on, the interval widens.
+    """
+    from hw_profiles.devices.contract import Work
+    from hw_profiles.measure import measurement_of
+
+    if setup.device is None:
+        raise DeviceError(f"no device at hand for target {setup.target.name!r}.", "Give its address: --host.")
     feed = {
         name: x[:1].expand(setup.lowering.batch, *x.shape[1:]).contiguous().numpy()
         for name, x in zip(setup.space.structure.graph.inputs, setup.task.example, strict=True)
     }
     threads = setup.lowering.predictor.threads or 1
-    return measure_latency(models, [feed] * len(models), threads=threads, repeats=200, rounds=8)
+    best: dict[int, Measurement] = {}
+    waiting = list(range(len(models)))
+    for _ in range(TRIES):
+        works = [Work(str(i), models[i], threads, RUNS, ROUNDS, inputs=feed) for i in waiting]
+        for sample in setup.device.measure(works):
+            if sample.error:
+                raise DeviceError(f"the device cannot run a network: {sample.error}")
+            found, i = measurement_of(sample), int(sample.key)
+            if i not in best or found.latency_ms < best[i].latency_ms or found.stable:
+                best[i] = found
+        waiting = [i for i in waiting if not best[i].stable]
+        if not waiting:
+            break
+    if waiting and setup.config.host is not None and not setup.config.accept_unstable:
+        raise DeviceError(
+            f"{setup.config.host} measures too unsteadily: {best[waiting[0]].why}.",
+            "Free it of other work, cool it, or keep such measurements with --accept-unstable.",
+        )
+    return [best[i] for i in range(len(models))]
 
 
 def first_policies(setup: Setup) -> list[ResolvedPolicy]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorly import cp_to_tensor
+from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
 from compressors.apply import Network, compress, reduced
 from compressors.errors import NumericsError, PolicyError
 from compressors.execute import run
 from compressors.factorize import factorize
+from compressors.factors import factor_shapes
 from compressors.policy import Factor, Policy, ResolvedPolicy
-from compressors.resolve import factor_shapes
 from compressors.skeleton import concrete, unknowns
 from compressors.space import Abilities, Numerics, PolicySpace
 from tests.compressors.helpers import network_of, space_of
@@ -39,10 +42,10 @@ CONVS: dict[str, tuple[type[nn.Module], dict[str, object]]] = {
 CASES = [
     (name, method)
     for name, (kind, options) in CONVS.items()
-    for method in ("svd", "spatial", "tucker2")
+    for method in ("svd", "spatial", "tucker2", "cp")
     if method == "svd"
     or (kind is nn.Conv2d and name != "pointwise")
-    or (method == "tucker2" and name == "signal")
+    or (method in ("tucker2", "cp") and name == "signal")
 ]
 
 
@@ -73,6 +76,8 @@ def full_rank(shape: tuple[int, ...], method: str) -> tuple[int, ...]:
         return (columns, rows)
     if method == "spatial":
         return (min(columns * k[0], rows * k[1]),)
+    if method == "cp":
+        return (min(columns * rows, math.prod(k) * columns, math.prod(k) * rows),)
     return (min(columns * math.prod(k), rows),)
 
 
@@ -125,6 +130,9 @@ def _weight_error(weight: Tensor, parts: list[Tensor], method: str, op: str) -> 
         product = torch.einsum("ri...,or->oi...", parts[0], parts[1].flatten(1))
     elif method == "spatial":
         product = torch.einsum("rik,orl->oikl", parts[0][..., 0], parts[1][:, :, 0])
+    elif method == "cp":
+        first, middle, last = parts
+        product = torch.einsum("ri,r...,or->oi...", first.flatten(1), middle[:, 0], last.flatten(1))
     else:
         first, core, last = parts
         product = torch.einsum("ri,sr...,os->oi...", first.flatten(1), core, last.flatten(1))
@@ -142,6 +150,55 @@ def test_svd_reaches_the_bound_of_eckart_and_young() -> None:
     chained = F.conv2d(F.conv2d(x, parts[0], padding=1), parts[1])
     product = torch.einsum("rikl,or->oikl", parts[0], parts[1][:, :, 0, 0])
     torch.testing.assert_close(chained, F.conv2d(x, product, padding=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Trying to compute SVD:UserWarning"
+)  # tensorly's way to start above full rank
+def test_cp_is_as_good_as_least_squares_from_elsewhere_and_than_decoupling() -> None:
+    weight = torch.randn(12, 10, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    cube = weight.reshape(12, 10, 9)
+    for r in (6, 15, 30):
+        parts = factorize(weight, Factor("cp", (r,)))
+        error = _weight_error(weight, parts, "cp", "conv")
+        theirs = parafac(cube.numpy(), r, init="svd", svd="truncated_svd", n_iter_max=100, random_state=0)
+        other = np.linalg.norm(cp_to_tensor(theirs) - cube.numpy()) / np.linalg.norm(cube.numpy())
+        assert error <= 1.05 * other
+        slices = torch.linalg.svdvals(cube.transpose(0, 1)).flatten().sort(descending=True).values
+        assert error < float(slices[r:].norm() / slices.norm())  # network decoupling, where it starts
+        terms = [p.flatten(1).norm(dim=1) for p in (parts[0], parts[1])]
+        torch.testing.assert_close(*terms)  # each term evenly over its factors
+    x = torch.randn(2, 10, 9, 9, generator=torch.Generator().manual_seed(1)).double()
+    first, middle, last = parts
+    chained = F.conv2d(F.conv2d(F.conv2d(x, first), middle, padding=1, stride=2, groups=30), last)
+    product = torch.einsum("ri,rkl,or->oikl", first[:, :, 0, 0], middle[:, 0], last[:, :, 0, 0])
+    torch.testing.assert_close(chained, F.conv2d(x, product, padding=1, stride=2))
+
+
+def test_cp_is_asked_for_by_name() -> None:
+    structure = network_of("residual").structure
+
+    def offered(*methods: str) -> list[tuple[object, ...]]:
+        choices = PolicySpace(structure, Abilities(methods=frozenset(methods))).choices
+        return [c.values for c in choices if c.kind == "rank"]
+
+    names = [{v[0] for v in values if isinstance(v, tuple)} for values in offered("factorize")]
+    assert set().union(*names) == {"svd", "spatial", "tucker2"}
+    assert {v[0] for values in offered("cp") for v in values if isinstance(v, tuple)} == {"cp"}
+    both = [values for values in offered("factorize", "cp") if ("cp", 0.25) in values]
+    assert len(both) == len(offered("cp")) > 0
+    shape = structure.layer["units.2.conv1.0"].weight_shape
+    for values in both:
+        assert values[-1] is None
+        assert ("tucker2", 0.125) in values
+    sizes = [
+        sum(math.prod(s) for s in factor_shapes(structure.layer["units.2.conv1.0"], shape, Factor(m, rank)))
+        for m, ratio in next(c.values[:-1] for c in PolicySpace(
+            structure, Abilities(methods=frozenset({"factorize", "cp"}))
+        ).choices if c.name == "rank:units.2.conv1.0")
+        for rank in [tuple(max(1, round(ratio * r)) for r in full_rank(shape, m))]
+    ]  # fmt: skip
+    assert sizes == sorted(sizes)  # cheapest first, whatever the schemes' ratios
 
 
 def test_ranks_that_save_nothing_resolve_to_dense() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 import compressors.policy
 from compressors.errors import PolicyError
-from compressors.policy import Factor, ResolvedPolicy, check_document
+from compressors.factors import FACTORISATIONS
+from compressors.policy import Factor, ResolvedPolicy, check_document, policy_schema
 from tests.compressors.helpers import EIGHT, MIXED, TWELVE, random_policy, space_of
 
 SCHEMA = json.loads(Path(compressors.policy.__file__).with_name("policy.schema.json").read_text())
@@ -24,7 +26,7 @@ names = st.text(min_size=0, max_size=6)
 bits = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16, 32])
 ranks = st.integers(1, 1 << 24)
 factors = st.one_of(
-    st.builds(lambda m, r: {"method": m, "rank": [r]}, st.sampled_from(["svd", "spatial"]), ranks),
+    st.builds(lambda m, r: {"method": m, "rank": [r]}, st.sampled_from(["svd", "spatial", "cp"]), ranks),
     st.builds(lambda a, b: {"method": "tucker2", "rank": [a, b]}, ranks, ranks),
 )
 layers = st.one_of(
@@ -116,7 +118,7 @@ def test_our_check_agrees_with_the_schema(doc: Any) -> None:
 def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$schema"].endswith("2020-12/schema")
-    assert set(SCHEMA["required"]) == set(SCHEMA["properties"])
+    assert {*SCHEMA["required"], "scales"} == set(SCHEMA["properties"])
 
 
 @pytest.mark.parametrize("name", TWELVE)
@@ -131,6 +133,30 @@ def test_resolved_policies_round_trip(name: str, abilities: Any) -> None:
         assert back == policy
         assert back.kept == dict(policy.kept)
         space.check(back)
+
+
+def test_the_published_schema_is_that_of_the_built_in_schemes() -> None:
+    assert policy_schema() == SCHEMA
+    svd, doc = FACTORISATIONS["svd"], random_policy(space_of("plain"), 0).to_dict()
+    with FACTORISATIONS.having("pairs", replace(svd, name="pairs", ranks=2)):
+        wider = jsonschema.Draft202012Validator(policy_schema())
+        doc["layers"]["head"] = {"weight_bits": 32, "factor": {"method": "pairs", "rank": [3, 4]}}
+        assert wider.is_valid(doc)
+        assert check_document(doc) == ""
+        assert not VALIDATOR.is_valid(doc)
+    assert "pairs" not in str(policy_schema())
+    assert "'rank'" not in check_document(doc)
+    assert "must be one of svd, spatial, tucker2, cp" in check_document(doc)
+
+
+def test_scales_are_named_only_where_they_differ() -> None:
+    plain = random_policy(space_of("plain"), 0)
+    other = replace(plain, scales="largest")
+    assert "scales" not in plain.to_dict()
+    assert other.to_dict()["scales"] == "largest"
+    assert other != plain
+    assert ResolvedPolicy.from_dict(json.loads(other.to_json())) == other
+    assert VALIDATOR.is_valid(other.to_dict())
 
 
 def test_equality_is_by_value_and_order_does_not_matter() -> None:
@@ -150,12 +176,13 @@ def test_equality_is_by_value_and_order_does_not_matter() -> None:
         ({"groups": {"g": 0}}, "groups['g'] = 0"),
         ({"tensors": {"t": 9}}, "tensors['t'] = 9"),
         (
-            {"layers": {"l": {"weight_bits": 8, "factor": {"method": "cp", "rank": [1]}}}},
-            "svd, spatial, tucker2",
+            {"layers": {"l": {"weight_bits": 8, "factor": {"method": "nmf", "rank": [1]}}}},
+            "svd, spatial, tucker2, cp",
         ),
         ({"layers": {"l": {}}}, "weight_bits"),
         ({"extra": 1}, "unknown key 'extra'"),
         ({"removed": [3]}, "removed"),
+        ({"scales": 8}, "scales"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], says: str) -> None:

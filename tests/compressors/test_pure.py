@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PURE = ("policy", "space", "resolve", "graph", "skeleton", "structure", "channels", "errors")
+PURE = (
+    "policy",
+    "space",
+    "resolve",
+    "graph",
+    "skeleton",
+    "structure",
+    "channels",
+    "errors",
+    "factors",
+    "loose",
+    "registry",
+)
 
 
 @pytest.mark.parametrize("name", PURE)

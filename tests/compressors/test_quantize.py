@@ -301,9 +301,7 @@ def test_rounding_at_reads_leaves_the_rest_exact() -> None:
     assert given in compressed.graph.inputs
 
     def layer(name: str, value: Tensor) -> Tensor:
-        return torch.relu(
-            torch.conv2d(value, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
-        )
+        return torch.relu(torch.conv2d(value, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1))
 
     y = layer("first", fake_quantize(x, codes[given]))
     wanted = y + layer("second", fake_quantize(y, codes[read]))

@@ -121,6 +121,34 @@ def test_quantised_values_equal_the_simulation(residual):
         assert (found.argmax(1) == expected.numpy().argmax(1)).mean() > 0.9
 
 
+def test_chains_of_integer_layers_give_the_runtime_s_codes():
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 48, 3, stride=2), nn.ReLU(),
+                nn.Conv2d(48, 48, 3, groups=48), nn.ReLU(), nn.Conv2d(48, 64, 1), nn.Flatten(),
+                nn.Linear(64 * 25, 10),
+            )  # fmt: skip
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    torch.manual_seed(1)
+    x = torch.randn(64, 1, 16, 16)
+    network = Network.from_module(Chain().eval(), (x[:1],), (x,))
+    space = PolicySpace(network.structure, Abilities())
+    compressed = compress(network, space.resolve(space.uniform(1.0, 8)), Numerics())
+    (found,) = _run(export_model(compressed), x)
+    with torch.no_grad():
+        (integers,) = simulate(compressed, (x,))
+    (floats,) = simulate(compressed, (x,))  # where gradients are wanted: float arithmetic on rounded values
+    equal = float((found == integers.numpy()).mean())
+    assert equal > 0.99
+    assert equal > float((found == floats.detach().numpy()).mean())
+    np.testing.assert_allclose(floats.detach().numpy(), found, atol=0.05 * np.abs(found).max())
+
+
 def test_few_bits_keep_their_values_and_say_so(residual):
     network, x = residual
     space = PolicySpace(network.structure, Abilities(precisions=((4, 4), (4, 8), (8, 8))))

@@ -1,12 +1,13 @@
 """Scores: what they are the mean of, when a policy is given up, that shared work changes no number."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from compressors.apply import compress
+from compressors.apply import compress, reduced_network
 from compressors.execute import run
 from compressors.policy import ResolvedPolicy
 from compressors.prefix import PrefixCache, narrow_points
@@ -15,7 +16,8 @@ from compressors.space import PolicySpace
 from hw_profiles.target import load_target
 from search.abilities import abilities_of
 from search.answers import CHECKED, Answers
-from search.score import HARDEST, OTHERS, Score, Scorer, _at_most, interval, score_compressed
+from search.look import CALIBRATION, HARDEST, LEFT, OTHERS, SAMPLES, Seen, at_most, wrong_allowed
+from search.score import Score, Scorer, interval, score_compressed
 from search.task import Metric, Task
 from tests.search.scoring_task import make_task
 
@@ -82,7 +84,7 @@ def test_hopeless_policies_are_given_up_after_a_look(scorer: Scorer) -> None:
     stopped = scorer.score(worst, 0.95)
     assert whole.value < 0.9
     assert stopped.stopped_early
-    assert stopped.samples == HARDEST + OTHERS
+    assert stopped.samples == SAMPLES
     assert stopped.value <= 0.95
     assert abs(stopped.value - whole.value) < 0.25
     assert not scorer.score(worst, None).stopped_early
@@ -115,7 +117,7 @@ def test_a_runtime_that_answers_otherwise_is_not_believed(task: Task, scorer: Sc
     assert answers.runtime
     assert torch.equal(answers.scores(task.validation), expected)
     assert not answers.runtime
-    assert CHECKED < HARDEST
+    assert CHECKED < SAMPLES
 
 
 def test_the_least_certain_samples_come_first(scorer: Scorer, task: Task) -> None:
@@ -144,12 +146,50 @@ def test_other_metrics_are_stopped_by_their_bound(task: Task) -> None:
     assert stopped.value >= base.value - 1.0
 
 
-def test_the_tail_of_the_binomial_is_exact() -> None:
-    for n, p in ((5, 0.98), (20, 0.7)):
-        exact = [sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)) for k in range(n + 1)]
-        assert [_at_most(k, n, p) for k in range(n + 1)] == pytest.approx(exact)
-        assert _at_most(-1, n, p) == 0.0
-        assert _at_most(n + 3, n, p) == pytest.approx(1.0)
+def test_the_poisson_binomial_is_that_of_all_outcomes() -> None:
+    chances = [0.9, 0.03, 0.5, 0.77]
+    found = [0.0] * 5
+    for outcome in itertools.product((0, 1), repeat=4):
+        found[sum(outcome)] += math.prod(p if o else 1 - p for p, o in zip(chances, outcome, strict=True))
+    assert [at_most(k, chances) for k in range(5)] == pytest.approx(list(itertools.accumulate(found)))
+    assert at_most(-1, chances) == 0.0
+    assert at_most(9, chances) == pytest.approx(1.0)
+    assert at_most(0, []) == 1.0
+
+
+def test_wrong_answers_that_a_bar_allows() -> None:
+    assert [wrong_allowed(400, 1 - k / 400) for k in (0, 1, 7)] == [-1, 0, 6]
+    assert wrong_allowed(359, 356 / 359) == 2
+
+
+def test_a_look_foresees_what_all_calibration_samples_change(scorer: Scorer) -> None:
+    look = scorer._look
+    drift, spread = look._drift
+    assert len(drift) == SAMPLES == HARDEST + OTHERS
+    assert spread > 0.0  # batch-norm statistics of few samples move the answers
+    assert len(look._small.calibration[0]) == CALIBRATION < len(scorer.network.calibration[0])
+    before = after = 0.0
+    for policy in policies_of(scorer)[2:4]:
+        few, every = (reduced_network(n, policy) for n in (look._small, scorer.network))
+        margins = [
+            look._margins(out := run(g, w, look.part.inputs), look.metric.score(out, look.part.targets))
+            for g, w in (few, every)
+        ]
+        assert margins[0] is not None
+        assert margins[1] is not None
+        before += float((margins[1] - margins[0]).square().mean())
+        after += float((margins[1] - margins[0] - drift).square().mean())
+    assert after < before
+    assert LEFT < 1.0
+
+
+def test_a_look_without_margins_counts(scorer: Scorer) -> None:
+    scores = torch.tensor([0.0] * 9 + [1.0] * (SAMPLES - 9))
+    bar = 1 - 5 / 400  # four wrong answers beat it
+    assert scorer._look.hopeless(Seen(scores, None), bar)
+    assert not scorer._look.hopeless(Seen(scores, None), 1 - 20 / 400)
+    assert scorer._look.hopeless(Seen(scores, [1.0] * 5 + [0.0] * (SAMPLES - 5)), bar)
+    assert not scorer._look.hopeless(Seen(scores, [1.0] * 4 + [0.5] + [0.0] * (SAMPLES - 5)), bar)
 
 
 def test_intervals() -> None:

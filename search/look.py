@@ -1,0 +1,183 @@
+"""A first look at a policy: few calibration samples, few validation samples, no ranges of activations.
+
+It answers one question: can the policy still beat the bar once it is recalibrated on all samples? Batch-norm
+statistics of few samples move every answer, but mostly alike for all policies: what they do to the
+*uncompressed* network's margins is known exactly and taken off (a control variate; on digits32 it correlates
+with a policy's own change at 0.8). What is left is noise of a known size, so that every wrong answer has a
+probability of being put right, and the number of them the Poisson binomial distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from compressors.policy import ResolvedPolicy
+from compressors.resolve import Numerics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressors.apply import Network
+    from compressors.graph import Graph
+    from search.task import Metric, Split
+
+#: Calibration samples of the look.
+CALIBRATION = 32
+#: Validation samples: those the dense network is least sure of, and some evenly spaced others.
+HARDEST = 32
+OTHERS = 16
+SAMPLES = HARDEST + OTHERS
+#: Chance at which a policy still counts as hopeful.
+HOPE = 0.1
+#: Noise left in a margin after the control variate, in units of the dense network's own change; and what
+#: rounding adds, in standard deviations of the outputs.
+LEFT = 0.5
+ROUNDING = 0.02
+#: Chance that a wrong answer is put right where answers have no margins.
+SAVED = 0.02
+#: One-sided confidence for metrics that are not right or wrong, in standard errors.
+_Z_STOP = 2.8
+#: Bits from which on rounding is part of the noise rather than of the look.
+_FINE = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look saw: scores (SAMPLES,), and every answer's chance of being wrong at last, where known."""
+
+    scores: Tensor
+    wrong: Sequence[float] | None
+
+
+class Look:
+    """Looks at policies of one task. ``ordered`` holds the validation samples, least certain first."""
+
+    def __init__(
+        self, metric: Metric, network: Network, numerics: Numerics, ordered: Split, binary: bool
+    ) -> None:
+        import torch
+
+        self.metric = metric
+        self.network = network
+        self.numerics = numerics
+        self.binary = binary
+        self.count = len(ordered)
+        step = max(1, (self.count - HARDEST) // OTHERS)
+        rest = torch.arange(HARDEST, self.count, step)[:OTHERS]
+        self.part = ordered[torch.cat([torch.arange(HARDEST), rest])]
+        few = tuple(x[:CALIBRATION] for x in network.calibration)
+        self._small = replace(network, calibration=few, _seen=None)
+        # means of the same samples as the look's, so that chance cancels; covariances of all
+        self._small._seen = (dict(self._small.channel_means()), dict(network.covariances()))
+
+    def at(self, policy: ResolvedPolicy, weights: dict[str, Tensor]) -> Seen:
+        """Look at a policy whose weights, pruned and factorised, are known."""
+        from compressors.apply import is_reduced
+
+        outputs = self._outputs(policy, weights)
+        scores = self.metric.score(outputs, self.part.targets).double()
+        found = self._margins(outputs, scores)
+        if found is None:
+            return Seen(scores, None)
+        noise = ROUNDING
+        if is_reduced(self.network, policy):
+            drift, spread = self._drift
+            found, noise = found + drift, math.hypot(LEFT * spread, ROUNDING)
+        return Seen(scores, [0.5 * math.erfc(m / noise / math.sqrt(2.0)) for m in found.tolist()])
+
+    def hopeless(self, seen: Seen, bar: float) -> bool:
+        """Whether a policy is all but certain not to beat the bar."""
+        if not (self.binary and _is_binary(seen.scores)):
+            mean, std = self.estimate(seen)
+            return mean + _Z_STOP * std < bar if self.metric.higher_is_better else mean - _Z_STOP * std > bar
+        wrong = seen.wrong
+        if wrong is None:
+            wrong = [1.0 - SAVED] * int((seen.scores == 0).sum())
+        return at_most(wrong_allowed(self.count, bar), wrong) < HOPE
+
+    def estimate(self, seen: Seen) -> tuple[float, float]:
+        """Mean and standard error over all validation samples: two strata."""
+        hard, rest = seen.scores[:HARDEST], seen.scores[HARDEST:]
+        share = HARDEST / self.count
+        mean = share * float(hard.mean()) + (1 - share) * float(rest.mean())
+        spread = max(float(rest.std()), 0.5 / math.sqrt(len(rest)))
+        return mean, (1 - share) * spread / math.sqrt(len(rest))
+
+    def _outputs(self, policy: ResolvedPolicy, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        from compressors.apply import compress, reduced_network
+        from compressors.simulate import answers
+
+        bits = [*policy.weight_bits.values(), *policy.act_bits.values()]
+        if all(b >= _FINE for b in bits):
+            return _run(*reduced_network(self._small, policy, weights), self.part.inputs)
+        return answers(compress(self._small, policy, self.numerics, weights), self.part.inputs)
+
+    def _margins(self, outputs: tuple[Tensor, ...], scores: Tensor) -> Tensor | None:
+        """Output of the right class less the best other one, in standard deviations; None without classes."""
+        import torch
+
+        first, targets = outputs[0], self.part.targets
+        if targets is None or first.dim() != 2 or first.shape[1] < 2 or not first.is_floating_point():
+            return None
+        if targets.is_floating_point() or targets.dim() != 1 or int(targets.max()) >= first.shape[1]:
+            return None
+        rows = targets.long()[:, None]
+        others = first.scatter(1, rows, -torch.inf).max(1).values
+        margins = (first.gather(1, rows).squeeze(1) - others) / first.std().clamp_min(1e-12)
+        # a metric that counts otherwise than by the largest output has other margins
+        return margins if bool(((margins > 0) == (scores == 1)).all()) else None
+
+    @cached_property
+    def _drift(self) -> tuple[Tensor, float]:
+        """What all calibration samples in place of few do to the dense network's margins, and its size."""
+        import torch
+
+        from compressors.recalibrate import recalibrate
+
+        graph, margins = self.network.structure.graph, []
+        with torch.no_grad():
+            for network in (self._small, self.network):
+                weights = recalibrate(graph, dict(network.weights), network, {})
+                outputs = _run(graph, weights, self.part.inputs)
+                margins.append(self._margins(outputs, self.metric.score(outputs, self.part.targets)))
+        few, every = margins
+        if few is None or every is None:
+            return torch.zeros(SAMPLES), 0.0
+        return every - few, float((every - few).square().mean().sqrt())
+
+
+def wrong_allowed(count: int, bar: float) -> int:
+    """Wrong answers of ``count`` with which a policy still beats the bar."""
+    return math.ceil(count * (1.0 - bar) - 1e-6) - 1
+
+
+def at_most(count: int, chances: Sequence[float]) -> float:
+    """Probability of at most ``count`` successes of independent trials (Poisson binomial, by recursion)."""
+    if count < 0:
+        return 0.0
+    left = [1.0] + [0.0] * count  # probability of so many successes; more are dropped
+    for p in chances:
+        for k in range(count, 0, -1):
+            left[k] += p * (left[k - 1] - left[k])
+        left[0] *= 1.0 - p
+    return min(1.0, sum(left))
+
+
+def _is_binary(scores: Tensor) -> bool:
+    return bool(((scores == 0) | (scores == 1)).all())
+
+
+def _run(graph: Graph, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    import torch
+
+    from compressors.execute import run
+
+    with torch.no_grad():
+        return run(graph, weights, inputs)
+
+
+__all__ = ["Look", "Seen", "at_most", "wrong_allowed"]

@@ -1,0 +1,116 @@
+"""Searches with a device at hand: what is measured is the price, and all of the front is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import search
+from hw_profiles.devices.contract import Work
+from hw_profiles.devices.simulated import SimulatedDevice
+from search import engine, setup
+from search.cli import main
+from search.errors import DeviceError
+from search.results import Results, read_results
+from tests.hw_profiles.devices.servers import TOKEN, http_agent
+
+QUICK = {"task": "mnist5k-lenet300", "evaluations": 8, "recover": "0", "threads": 1}
+
+
+def front_of(folder: Path) -> Results:
+    return read_results(folder / "results.json")
+
+
+@pytest.mark.parametrize("measure", ["front", "active"])
+def test_every_point_of_the_front_is_measured_on_the_host(tmp_path: Path, measure: str) -> None:
+    with http_agent() as address:
+        search.run(
+            target="raspberry-pi-4", host=address, token=TOKEN, measure=measure, max_latency="0.6x",
+            out=str(tmp_path / "run"), **QUICK,
+        )  # fmt: skip
+    results = front_of(tmp_path / "run")
+    assert results["points"]
+    limit = results["budget"]["limits"]["latency_ms"]["limit"]
+    assert limit == pytest.approx(0.6 * results["base"]["measured"]["latency_ms"]["value"])
+    for point in results["points"]:
+        measured, predicted = point["measured"]["latency_ms"], point["costs"]["latency_ms"]
+        assert (measured["source"], predicted["source"]) == ("measured", "predicted")
+        assert measured["value"] <= limit * 1.02 or point["picked"]
+    assert TOKEN not in (tmp_path / "run" / "config.yaml").read_text()
+    assert "corrected by" in results["target"]["backing"]
+
+
+def test_without_a_device_nothing_is_measured(tmp_path: Path) -> None:
+    search.run(target="raspberry-pi-4", max_latency="0.6x", out=str(tmp_path / "run"), **QUICK)
+    results = front_of(tmp_path / "run")
+    assert all("measured" not in p for p in results["points"])
+    assert "measured" not in results["base"]
+
+
+def test_a_device_slower_than_predicted_moves_the_budget_and_the_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def truth(work: Work) -> float:
+        return 0.5 + len(work.model) * 3e-6  # ms: a fixed cost no published constant knows, then memory
+
+    device = SimulatedDevice(truth, noise=0.002)
+    monkeypatch.setattr(setup, "device_at_hand", lambda config, target: device)
+    search.run(
+        target="raspberry-pi-4", measure="active", max_latency="0.5x", out=str(tmp_path / "run"),
+        **{**QUICK, "evaluations": 16},
+    )  # fmt: skip
+    results = front_of(tmp_path / "run")
+    base = results["base"]["measured"]["latency_ms"]["value"]
+    assert base == pytest.approx(truth(Work("", b"x" * 1_070_000)), rel=0.1)
+    assert results["budget"]["limits"]["latency_ms"]["limit"] == pytest.approx(0.5 * base, rel=0.02)
+    assert results["points"]
+    assert all(p["measured"]["latency_ms"]["value"] <= 0.51 * base for p in results["points"])
+    assert device.given > 10
+
+
+def test_an_unsteady_device_ends_the_run_unless_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    troubles = dict.fromkeys(range(400), "unstable")
+    monkeypatch.setattr(setup, "device_at_hand", lambda c, t: SimulatedDevice(trouble=dict(troubles)))
+    options = {"target": "raspberry-pi-4", "host": "pi@board", "max_latency": "0.6x", **QUICK}
+    with pytest.raises(DeviceError, match="unsteadily") as caught:
+        search.run(out=str(tmp_path / "a"), **options)
+    assert caught.value.exit_code == 5
+    assert "--accept-unstable" in str(caught.value)
+    search.run(out=str(tmp_path / "b"), accept_unstable=True, **options)
+    assert front_of(tmp_path / "b")["points"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--host", "http://127.0.0.1:9", "--token", "x"], 5, "127.0.0.1:9"),
+        (["--host", "ftp://board"], 5, "ftp://board"),
+        (["--host", "nobody@127.0.0.1:9"], 5, "127.0.0.1"),
+    ],
+)
+def test_a_host_that_is_none_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, said: str
+) -> None:
+    given = ["--target", "raspberry-pi-4", "--task", "mnist5k-lenet300", "--out", str(tmp_path / "run")]
+    assert main([*given, "--threads", "1", *flags]) == code
+    text = capsys.readouterr().err
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_measuring_a_file_on_a_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search.run(target="local", max_latency="0.8x", out=str(tmp_path / "run"), **QUICK)
+    model = tmp_path / "run" / "model.onnx"
+    with http_agent() as address:
+        found = engine.measure_run(str(model), host=address, token=TOKEN, soak_seconds=0.5)
+        assert main(["measure", str(model), "--host", address, "--token", "wrong", "--json"]) == 5
+    answer = json.loads(capsys.readouterr().out)
+    assert "token" in json.dumps(answer).lower()
+    assert found["soak_seconds"] == 0.5
+    assert found["networks"][0]["memory_bytes"]
+    assert 0 < found["networks"][0]["min_cpu_ms"] <= found["networks"][0]["p95_ms"]
+    assert found["throttled"] == 0.0
