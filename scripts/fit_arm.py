@@ -323,17 +323,8 @@ def _integer_constants(one: dict[str, float], ratio: dict[str, float]) -> dict[K
 def _simple_constants(one: dict[str, float]) -> dict[Key, float]:
     launch, byte = one["overhead"], one["simple"]
     out: dict[Key, float] = {}
-    for name in (
-        "add",
-        "map",
-        "concat",
-        "transpose",
-        "pool",
-        "reduce",
-        "reorder_in",
-        "reorder_out",
-        "unknown",
-    ):
+    plain = ("add", "map", "concat", "transpose", "pool", "reduce", "reorder_in", "reorder_out", "unknown")
+    for name in plain:
         out |= _table(name, read=byte, written=byte, overhead=launch)
     for name in ("qadd", "qconcat", "qtranspose", "qpool", "qreduce", "qtable"):
         out |= _table(name, read=4.0 * byte, written=4.0 * byte, overhead=launch)
