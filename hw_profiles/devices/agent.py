@@ -27,6 +27,7 @@ import os
 import platform
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ PATIENCE_SECONDS = 180.0
 _WARM_UP_SECONDS = 1.0
 #: A request waits so long for the job before it: one that was given up half-way is about to end.
 _BUSY_SECONDS = 10.0
+#: What was being done when the line was cut may take so long to end.
+_GRACE_SECONDS = 5.0
 #: Number types that arrays may have: name of numpy -> onnxruntime.
 DTYPES = {
     "float32": "tensor(float)", "float64": "tensor(double)", "float16": "tensor(float16)",
@@ -470,6 +473,7 @@ class Jobs:
     def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
         self.patience = patience
         self.stopped = False
+        self.folder = ""
         self._worker: subprocess.Popen[bytes] | None = None
 
     def stop(self) -> None:
@@ -523,7 +527,7 @@ class Jobs:
     def _worker_frames(self, works: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> Iterator[Frame]:
         """Frames of one worker; the last is {"died": why} where it did not reach its end."""
         with tempfile.TemporaryDirectory(prefix="tailorbird-job-") as folder:
-            errors = Path(folder, "stderr")
+            self.folder, errors = folder, Path(folder, "stderr")
             with errors.open("wb") as stderr:
                 worker = subprocess.Popen(
                     [*_python(), "work"],
@@ -618,6 +622,11 @@ def stdio(jobs: Jobs, source: BinaryIO, sink: BinaryIO) -> None:
             pass
         asked.put(None)
         jobs.stop()
+        time.sleep(_GRACE_SECONDS)  # longer only if nobody reads what we write: the line is dead
+        for folder in (jobs.folder, os.path.dirname(os.path.abspath(__file__))):
+            if os.path.basename(folder).startswith("tailorbird-"):
+                shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
     write_frame(sink, {"hello": str(Path(__file__).resolve().parent)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import queue
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,8 @@ class TvmRpcDevice(Device):
     """A TVM RPC server at host:port, started there with `python -m tvm.exec.rpc_server`.
 
     `target` is what TVM compiles for ("llvm": this machine's own kind); `compiler` links for another kind of
-    machine. Samples are wall times of `time_evaluator`; kernels and peak memory are not to be had.
+    machine. Where that is not installed here, objects are sent, and the server links them with its own.
+    Samples are wall times of `time_evaluator`; kernels and peak memory are not to be had.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class TvmRpcDevice(Device):
         with tempfile.TemporaryDirectory() as folder:
             self._remotely("runtime.config_threadpool", 1, threads)  # 1: the big cores first
             for i, work in enumerate(works):
-                library = Path(folder) / f"work{i}.so"
+                library = Path(folder) / f"work{i}{self._suffix}"
                 try:
                     inputs = self._compile(work, library)
                 except Exception as error:
@@ -126,6 +128,10 @@ class TvmRpcDevice(Device):
             yield Sample(
                 entry.work.key, self.unit, threads, (), tuple(entry.wall), entry.load_ms, outputs=outputs
             )
+
+    @property
+    def _suffix(self) -> str:
+        return ".so" if self._compiler is None or shutil.which(self._compiler) else ".tar"
 
     def _compile(self, work: Work, library: Path) -> list[np.ndarray[Any, Any]]:
         """Write the library; returns the inputs in the order of its parameters."""
@@ -148,7 +154,8 @@ class TvmRpcDevice(Device):
             shapes[wanted.name] = list(inputs[-1].shape)
         module = from_onnx(model, shape_dict=shapes)
         built = tvm.compile(module, target=tvm.target.Target(self._target))
-        extra = {} if self._compiler is None else {"fcompile": cc.cross_compiler(self._compiler)}
+        linked = self._compiler is not None and library.suffix == ".so"
+        extra = {"fcompile": cc.cross_compiler(self._compiler)} if linked else {}
         built.export_library(str(library), **extra)
         return inputs
 

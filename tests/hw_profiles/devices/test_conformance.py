@@ -28,13 +28,11 @@ def test_this_machine() -> None:
     check_device(LocalDevice)
 
 
-@pytest.mark.slow
 def test_http() -> None:
     with http_agent() as url:
         check_device(lambda: HttpDevice(url, TOKEN, "a-board"))
 
 
-@pytest.mark.slow
 def test_ssh(tmp_path: Path) -> None:
     with ssh_server(tmp_path) as server:
         check_device(
@@ -46,19 +44,6 @@ def test_ssh(tmp_path: Path) -> None:
                 client_keys=[server.client_key],
             )
         )
-
-
-@pytest.mark.slow
-def test_tvm_rpc() -> None:
-    from tvm.rpc.server import Server
-
-    from hw_profiles.devices.tvm_rpc import TvmRpcDevice
-
-    server = Server(host="127.0.0.1", port=9190, silent=True)
-    try:
-        check_device(lambda: TvmRpcDevice("127.0.0.1", server.port, "a-board"))
-    finally:
-        server.terminate()
 
 
 class _Liar(Device):
