@@ -76,6 +76,11 @@ class Answer:
     by_kind: dict[str, float] = field(default_factory=dict)
 
 
+def opened(name: str) -> Emulated:
+    """The emulated core of a name."""
+    return EmulatedX86() if name == HASWELL else EmulatedArm(name)
+
+
 def exported(case: Case, reduced: bool = False) -> dict[str, bytes]:
     """The network as fp32, int8, under a random policy that has both; int8 with 7-bit weights if asked."""
     target = load_target(TARGET)
@@ -232,7 +237,7 @@ def repeats(case: Case, core: str) -> dict[str, float]:
     works = [Work(p, m, runs=4, rounds=2) for p, m in exported(case).items()]
     found = []
     for _ in range(2):
-        with EmulatedArm(core) as device:
+        with opened(core) as device:
             found.append({s.key: s.best for s in device.measure(works)})
     return {p: abs(found[0][p] / found[1][p] - 1.0) for p in found[0]}
 
@@ -315,7 +320,7 @@ def measured(chosen: Sequence[str], names: list[str], samples: int) -> Results:
     cores: dict[str, Emulated] = {}
     began = time.perf_counter()
     try:
-        cores |= {name: EmulatedX86() if name == HASWELL else EmulatedArm(name) for name in names}
+        cores |= {name: opened(name) for name in names}
         found.layers = layer_ratios(cores)
         for name in chosen:
             case = digits_case() if name == "digits32" else trained_case(name, *networks()[name]())
@@ -324,7 +329,7 @@ def measured(chosen: Sequence[str], names: list[str], samples: int) -> Results:
             print("\n".join(table(of_network)), file=sys.stderr)
             print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             if not found.repeats:
-                found.repeats = repeats(case, next(n for n in names if n != HASWELL))
+                found.repeats = repeats(case, names[0])
     finally:
         for device in cores.values():
             device.close()
@@ -335,7 +340,7 @@ def main() -> int:
     """Run and print; 0 when float answers agree and counts repeat."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", default=DEFAULT_NETWORKS)
-    parser.add_argument("--cores", default="cortex-a72,cortex-a76", help="at least one of Arm")
+    parser.add_argument("--cores", default="cortex-a72,cortex-a76")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     given = parser.parse_args()

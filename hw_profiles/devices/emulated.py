@@ -45,8 +45,8 @@ from hw_profiles.errors import DeviceError
 
 #: Runs before those that count: the first allocates the arena, the second settles it.
 _WARM_UP = 2
-#: Looks at the clock before the first and, at least, after the last kernel of a run (onnxruntime 1.32); now
-#: and then more follow at the end of a run.
+#: Looks at the clock before the first and, at least, after the last kernel of a run (onnxruntime 1.32): now
+#: and then a run ends with more.
 _MARKS_BEFORE, _MARKS_AFTER = 3, 5
 #: Kernels are nearly all of a run; less means that the looks at the clock are not where we think.
 _LEAST_SHARE = 0.7
