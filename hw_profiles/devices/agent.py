@@ -750,7 +750,7 @@ def _serve_main(arguments: Sequence[str]) -> None:
     host, port = server.server_address[:2]
     sys.stderr.write(f"agent: http://{host}:{port}" + (f"  token {made}\n" if not token else "\n"))
     sys.stderr.flush()
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 
 

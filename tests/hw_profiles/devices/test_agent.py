@@ -246,6 +246,22 @@ def test_nothing_stays_when_the_line_is_cut(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_nobody_reads_and_the_line_is_cut(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", str(FILE), "stdio"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
+        assert process.stdin is not None
+        work = {"key": "k", "threads": 1, "runs": 1_000_000, "rounds": 1_000_000, "model": 0}
+        write_frame(process.stdin, {"do": "measure", "works": [work]}, [probe("lenet", 0)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(4)  # by now it waits for somebody to read its signs of life
+        process.stdin.close()
+        assert process.wait(30) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_facts_and_condition_of_boards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pi = "processor : 0\nFeatures : fp asimd evtstrm crc32 cpuid\nCPU part : 0xd08\n"
     assert agent.isa_of(pi, "aarch64") == "arm64-neon"

@@ -72,5 +72,5 @@ def test_a_server_that_is_gone() -> None:
         samples = device.measure([Work("one", probe("lenet", 0), runs=4, threads=n) for n in (1, 2)])
         assert next(samples).error == ""
         server.terminate()
-        with pytest.raises(DeviceError, match="is gone|cannot reach"):
+        with pytest.raises(DeviceError, match=r"is gone|cannot reach"):
             next(samples)
