@@ -22,6 +22,7 @@ from hw_profiles.devices.agent import FrameError, Jobs, pack_array, read_frame, 
 from hw_profiles.devices.contract import Work
 from hw_profiles.devices.local import LocalDevice
 from hw_profiles.devices.testing import matrix_network
+from hw_profiles.errors import DeviceError
 from hw_profiles.probes import probe
 from tests.hw_profiles.devices.servers import TOKEN, http_agent
 
@@ -130,6 +131,27 @@ def test_a_silent_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replies[-1] == {"done": True}
     assert "no sign of life for 0.2 s" in replies[-2]["sample"]["error"]
     assert time.monotonic() - start < 20.0
+
+
+def test_a_full_disk_there_is_not_the_networks_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = tmp_path / "sitecustomize.py"
+    site.write_text(
+        "import collections, shutil\n"
+        "shutil.disk_usage = lambda path: collections.namedtuple('U', 'total used free')(1, 1, 3 << 20)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    plain, recorded = (
+        Work("plain", probe("lenet", 0), runs=4),
+        Work("k", probe("lenet", 0), runs=4, kernels=True),
+    )
+    with LocalDevice() as device:
+        assert [sample.error for sample in device.measure([plain])] == [""]
+        with pytest.raises(
+            DeviceError, match="refuses: no space left in the temporary folder: 3 MB"
+        ) as caught:
+            list(device.measure([recorded]))
+    assert caught.value.exit_code == 5
 
 
 def test_weights_in_other_files_are_refused() -> None:
