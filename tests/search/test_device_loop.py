@@ -28,7 +28,7 @@ def test_every_point_of_the_front_is_measured_on_the_host(tmp_path: Path, measur
     with http_agent() as address:
         search.run(
             target="raspberry-pi-4", host=address, token=TOKEN, measure=measure, max_latency="0.6x",
-            out=str(tmp_path / "run"), **QUICK,
+            accept_unstable=True, out=str(tmp_path / "run"), **QUICK,
         )  # fmt: skip
     results = front_of(tmp_path / "run")
     assert results["points"]
@@ -91,7 +91,7 @@ def test_an_unsteady_device_ends_the_run_unless_accepted(
         (["--host", "ftp://board"], 5, "ftp://board"),
         (["--host", "nobody@127.0.0.1:9"], 5, "127.0.0.1"),
         (["--host", "emulated:cortex-a72"], 2, "instructions"),
-        (["--host", "emulated:cortex-a27"], 5, "Did you mean 'cortex-a72'"),
+        (["--host", "emulated:cortex-a27"], 5, "Did you mean"),
     ],
 )
 def test_a_host_that_is_none_is_one_message(
