@@ -3,7 +3,7 @@
 A setting is a device with its threads, cores and precision. Float settings are fitted first; 8-bit ones as
 ratios to the float constants of the same device, threads and cores. Groups share a table: float ones by precision and
 one thread or several, 8-bit ones by whether the cores are of the generation with half-precision arithmetic
-(Armv8.2: most of them have dot products too) and by one thread or several.
+(Armv8.2: most of them have dot products too) and by one thread or several; ncnn and Paddle-Lite apart.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 
 from hw_profiles.fleet import Fleet, Noise, Prior, Spread, fit_fleet
 from hw_profiles.kernel import Array
-from hw_profiles.published import NAMES, Row, ncnn_networks, ncnn_rows
+from hw_profiles.published import NAMES, Row, ncnn_networks, ncnn_rows, paddle_rows
 
+#: Cores of the Paddle-Lite phones that have no dot products.
+_WITHOUT_DOT = ("A53", "A72", "A73", "A75")
 #: Settings with fewer float rows say too little about a board.
 LEAST_ROWS = 4
 ARITHMETIC = ("pointwise", "winograd", "dense", "grouped", "product")
@@ -36,23 +38,33 @@ RATIOS = {
     "transform": 3.0, "gather": 2.0, "weights": 4.0, "weights_winograd": 4.0, "weights_row": 8.0,
     "overhead": 25000.0, "groups": 5000.0, "detection": 10.0,
 }  # fmt: skip
-#: 8-bit over float arithmetic before anything is seen: ncnn gains 1.1 to 1.5 times on Raspberry Pis.
-_INTEGER_GAIN = 0.8
+#: 8-bit over float constants before anything is seen: ncnn gains 1.1 to 1.5 times in arithmetic on Raspberry
+#: Pis, and passes every element of a layer twice, rounding it on the way in and scaling it on the way out.
+_INTEGER_GAIN, _INTEGER_PASSES = 0.8, 2.0
+#: What stays float in an 8-bit network.
+_FLOAT_STILL = ("detection", "overhead", "groups")
 
 
-def _prior(log_constants: Array) -> Prior:
+def _prior(log_constants: Array, fixed: Sequence[str] = ()) -> Prior:
     at = {name: i for i, name in enumerate(NAMES)}
     return Prior(
         log_constants=log_constants,
-        blocks=tuple(tuple(at[n] for n in block) for block in _BLOCKS),
+        blocks=tuple(tuple(at[n] for n in block if n not in fixed) for block in _BLOCKS),
         arithmetic=tuple(at[n] for n in ARITHMETIC),
+        fixed=tuple(at[n] for n in fixed),
     )
+
+
+def _integer_ratio(name: str) -> float:
+    if name in ARITHMETIC:
+        return _INTEGER_GAIN
+    return 1.0 if name in _FLOAT_STILL or name.startswith("taps") else _INTEGER_PASSES
 
 
 FLOAT_PRIOR = _prior(np.log(np.array([RATIOS[n] for n in NAMES])))
 INTEGER_PRIOR = replace(
-    _prior(np.log(np.array([_INTEGER_GAIN if n in ARITHMETIC else 1.0 for n in NAMES]))),
-    board=Spread(0.15, 0.1, 0.1), group=Spread(0.2, 0.1, 0.1), table=Spread(0.3, 0.15, 0.15), speed=0.1,
+    _prior(np.log(np.array([_integer_ratio(n) for n in NAMES])), _FLOAT_STILL),
+    board=Spread(0.3, 0.2, 0.2), group=Spread(0.4, 0.2, 0.2), table=Spread(1.0, 0.5, 0.5), speed=0.5,
 )  # fmt: skip
 
 
@@ -128,22 +140,25 @@ def all_boards(rows: Sequence[Row] | None = None) -> Boards:
     names = tuple(sorted(networks))
     counts = np.stack([networks[n].counts for n in names])
     found: dict[str, dict[str, Row]] = {}
-    for row in ncnn_rows() if rows is None else rows:
+    for row in (*ncnn_rows(), *paddle_rows()) if rows is None else rows:
         found.setdefault(row.setting, {})[row.model] = row
-    groups: dict[tuple[str, bool], int] = {}
-    floats, index = [], {}
+    groups: dict[tuple[str, bool, bool], int] = {}
+    floats: list[Board] = []
+    index: dict[tuple[str, int, str, str], int] = {}
     for key, by_model in sorted(found.items()):
         one = next(iter(by_model.values()))
         if one.precision != "int8" and len(by_model) >= LEAST_ROWS:
-            group = groups.setdefault((one.precision, one.threads > 1), len(groups))
+            group = groups.setdefault((one.precision, one.threads > 1, one.is_paddle), len(groups))
             index[one.device, one.threads, one.cores, one.run] = len(floats)
             floats.append(_board(key, one, group, by_model, names))
-    integers, pairs = [], dict[tuple[str, bool], int]()
+    integers: list[Board] = []
+    pairs: dict[tuple[str, bool, bool], int] = {}
     for key, by_model in sorted(found.items()):
         one = next(iter(by_model.values()))
         at = index.get((one.device, one.threads, one.cores, one.run))
         if one.precision == "int8" and at is not None:
-            group = pairs.setdefault((floats[at].precision, one.threads > 1), len(pairs))
+            old = one.is_paddle and one.chip.split()[-2] in _WITHOUT_DOT
+            group = pairs.setdefault((floats[at].precision, one.threads > 1 or old, one.is_paddle), len(pairs))
             integers.append(replace(_board(key, one, group, by_model, names), sibling=at))
     return Boards(names, counts, tuple(floats), tuple(integers))
 

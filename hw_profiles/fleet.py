@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from hw_profiles.kernel import Array
 
 Index = NDArray[np.intp]
+#: Log standard deviation of what is not to be fitted.
+_FIXED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Prior:
     """Before anything is seen: log constants (K,), blocks (names -> columns) and spreads by level.
 
     `board` is the spread of settings within a group, `group` that of groups around the common table, `table`
-    that of the common table around `log_constants`; `speed` that of a setting's factor on everything.
+    that of the common table around `log_constants`; `speed` that of a setting's factor on everything. Columns
+    that are `fixed` and in no block follow `speed` alone.
     """
 
     log_constants: Array
     blocks: tuple[tuple[int, ...], ...]
     arithmetic: tuple[int, ...]
+    fixed: tuple[int, ...] = ()
     board: Spread = Spread(0.25, 0.2, 0.3)
     group: Spread = Spread(0.15, 0.07, 0.15)
     table: Spread = Spread(0.8, 0.2, 0.8)
@@ -55,6 +59,7 @@ class Prior:
             out[np.ix_(block, block)] += spread.block**2
         single = np.full(count, spread.single**2)
         single[list(self.arithmetic)] = spread.arithmetic**2
+        single[list(self.fixed)] = _FIXED**2
         return np.asarray(out + np.diag(single))
 
 

@@ -47,6 +47,11 @@ class Row:
         """What was held the same between rows: device, threads, cores, precision and run."""
         return f"{self.device}|{self.threads}|{self.cores}|{self.precision}|{self.run}"
 
+    @property
+    def is_paddle(self) -> bool:
+        """Whether Paddle-Lite was measured rather than ncnn."""
+        return self.run == "paddle"
+
 
 def read_csv(name: str) -> Iterator[dict[str, str]]:
     """Records of a file under data/; its first line says where it comes from."""

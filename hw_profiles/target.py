@@ -43,11 +43,12 @@ class Runtime(_Frozen):
     """The program that executes the network, and how its kernel templates are obtained.
 
     "host": ask the onnxruntime of this machine, default session. "host-without-nchwc": the same, as a
-    stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "rules": fusion rules by hand.
+    stand-in for the arm64 onnxruntime, whose graphs have no NCHWc kernels. "program": the layers of the file
+    that is written, where the runtime executes them as they stand (ncnn). "rules": fusion rules by hand.
     """
 
-    name: Literal["onnxruntime", "ncnn", "tensorrt", "bitfusion-simulator"]
-    templates: Literal["host", "host-without-nchwc", "rules"]
+    name: Literal["onnxruntime", "ncnn", "tensorrt", "vitis-ai", "bitfusion-simulator", "haq-simulator"]
+    templates: Literal["host", "host-without-nchwc", "program", "rules"]
     version: str = ""
 
 
@@ -100,7 +101,7 @@ class Interval(_Frozen):
 class Cost(_Frozen):
     """Name of the cost model in `hw_profiles.costs` and its constants, by kernel class and feature."""
 
-    model: Literal["cpu", "gpu", "bitfusion"]
+    model: Literal["cpu", "arm", "gpu", "bitfusion", "dpu", "bitserial"]
     constants: dict[str, dict[str, Constant]]
     table: str | None = None
     interval: Interval
@@ -159,7 +160,7 @@ def load_target(name: str | Path) -> Target:
         from hw_profiles.local import local_target
 
         return local_target()
-    return _shipped(names[str(name)])
+    return _files()[names[str(name)]]
 
 
 def list_targets() -> list[str]:
@@ -175,23 +176,22 @@ def target_schema() -> dict[str, Any]:
 def forget_targets() -> None:
     """Read target files anew from now on: a fit has rewritten one."""
     _index.cache_clear()
-    _shipped.cache_clear()
+    _files.cache_clear()
 
 
 @lru_cache(maxsize=1)
 def _index() -> dict[str, str]:
-    """Name or alias -> name."""
+    """Name or alias -> name. Files may be called otherwise than the target: names may hold a slash."""
     found = {"local": "local"}
-    for path in sorted(TARGETS_FOLDER.glob("*.yaml")):
-        found[path.stem] = path.stem
-        for alias in _shipped(path.stem).aliases:
-            found[alias] = path.stem
+    for name, target in _files().items():
+        found |= dict.fromkeys((name, *target.aliases), name)
     return found
 
 
-@lru_cache(maxsize=64)
-def _shipped(name: str) -> Target:
-    return _read(TARGETS_FOLDER / f"{name}.yaml")
+@lru_cache(maxsize=1)
+def _files() -> dict[str, Target]:
+    """Name -> target, of all shipped files."""
+    return {target.name: target for target in map(_read, sorted(TARGETS_FOLDER.glob("*.yaml")))}
 
 
 def _read(path: Path) -> Target:

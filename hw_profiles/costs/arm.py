@@ -147,7 +147,7 @@ def _members(kinds: tuple[KernelKind, ...]) -> dict[tuple[str, str], tuple[int, 
     for i, kind in enumerate(kinds):
         form = form_of(kind)
         if form != "view":
-            integer = form != "simple" and (kind.precision == "int8" or kind.op.startswith("Q"))
+            integer = kind.precision == "int8" or kind.op.startswith("Q")
             found.setdefault((form, "int8" if integer else "float"), []).append(i)
     return {key: tuple(value) for key, value in found.items()}
 
