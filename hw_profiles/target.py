@@ -160,7 +160,7 @@ def load_target(name: str | Path) -> Target:
         from hw_profiles.local import local_target
 
         return local_target()
-    return _files()[names[str(name)]]
+    return _shipped(names[str(name)])
 
 
 def list_targets() -> list[str]:
@@ -177,21 +177,31 @@ def forget_targets() -> None:
     """Read target files anew from now on: a fit has rewritten one."""
     _index.cache_clear()
     _files.cache_clear()
+    _shipped.cache_clear()
 
 
 @lru_cache(maxsize=1)
 def _index() -> dict[str, str]:
     """Name or alias -> name. Files may be called otherwise than the target: names may hold a slash."""
     found = {"local": "local"}
-    for name, target in _files().items():
-        found |= dict.fromkeys((name, *target.aliases), name)
+    for name, (_, aliases) in _files().items():
+        found |= dict.fromkeys((name, *aliases), name)
     return found
 
 
 @lru_cache(maxsize=1)
-def _files() -> dict[str, Target]:
-    """Name -> target, of all shipped files."""
-    return {target.name: target for target in map(_read, sorted(TARGETS_FOLDER.glob("*.yaml")))}
+def _files() -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Name -> (file, aliases) of the shipped targets, told from the files' first lines: whole ones take long."""
+    found = {}
+    for path in sorted(TARGETS_FOLDER.glob("*.yaml")):
+        head = yaml.safe_load(path.read_text(encoding="utf-8").partition("\nkind:")[0])
+        found[str(head["name"])] = (path, tuple(head.get("aliases") or ()))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _shipped(name: str) -> Target:
+    return _read(_files()[name][0])
 
 
 def _read(path: Path) -> Target:

@@ -89,8 +89,8 @@ class DpuCost(CostModel):
             if form == "engine":
                 thin = (s.groups[0] > 1.0) & (s.groups[0] == s.cin[0])
                 classes[index] = np.where(thin, _CLASS["depthwise"], _CLASS["conv_int"])
-        # The host scales the image and hands it over: belongs to whatever reads it, not to a policy.
-        overhead[0] += self.value("network", "image", 0.0) * float(batch["in_elements"][0, 0])
+        # The host scales the image and hands it over: that is counted with the kernel that reads it.
+        busy[:, 0] += self.value("network", "image", 0.0) * batch["in_elements"][:, 0]
         unknown = [k.op for k in batch.kinds if not _is_known(k)]
         network = self.value("network", "overhead") * 1e-3
         return Costs(busy * 1e-3, overhead * 1e-3, network, classes, tuple(dict.fromkeys(unknown)))
