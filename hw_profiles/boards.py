@@ -158,7 +158,9 @@ def all_boards(rows: Sequence[Row] | None = None) -> Boards:
         at = index.get((one.device, one.threads, one.cores, one.run))
         if one.precision == "int8" and at is not None:
             old = one.is_paddle and one.chip.split()[-2] in _WITHOUT_DOT
-            group = pairs.setdefault((floats[at].precision, one.threads > 1 or old, one.is_paddle), len(pairs))
+            group = pairs.setdefault(
+                (floats[at].precision, one.threads > 1 or old, one.is_paddle), len(pairs)
+            )
             integers.append(replace(_board(key, one, group, by_model, names), sibling=at))
     return Boards(names, counts, tuple(floats), tuple(integers))
 

@@ -175,7 +175,7 @@ def _fit_groups(state: _State, prior: Prior, precision: Array, noise: Noise) -> 
     speed = (own - state.groups[state.group]) @ pull
     wanted = residual + np.einsum("dnk,dk->dn", slopes, own - speed[:, None])
     inner = prior.covariance(prior.board, 0.0)
-    variance = noise.row**2 + np.einsum("dnk,kl,dnl->dn", slopes, inner, slopes)
+    variance = noise.row**2 + ((slopes @ inner) * slopes).sum(axis=2)
     weight = np.where(state.seen, 1.0 / variance, 0.0)
     state.groups, state.table = _tables(state, prior, noise, slopes, wanted, weight)
     _effects(state, noise, residual, weight)

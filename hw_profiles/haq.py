@@ -31,7 +31,8 @@ def mobilenet_v2(weight_bits: Array, act_bits: Array) -> KernelBatch:
     shapes, _ = haq_table()
     cin, cout, kernel, stride, out, groups = np.array(shapes).T
     kinds = tuple(
-        KernelKind("Conv", precision="w8a8", layer=f"layer{i}", weight_bearing=True) for i in range(len(shapes))
+        KernelKind("Conv", precision="w8a8", layer=f"layer{i}", weight_bearing=True)
+        for i in range(len(shapes))
     )
     return make_batch(
         kinds,

@@ -56,7 +56,11 @@ class Row:
 def read_csv(name: str) -> Iterator[dict[str, str]]:
     """Records of a file under data/; its first line says where it comes from."""
     path: Path = DATA_FOLDER / name
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as file
+    ):
         file.readline()
         yield from csv.DictReader(file)
 

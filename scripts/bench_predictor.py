@@ -13,7 +13,9 @@ import argparse
 
 def main() -> None:
     """Hand over to the part that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--published", action="store_true", help="published measurements of devices")
     what.add_argument("--local", action="store_true", help="networks measured on this machine")

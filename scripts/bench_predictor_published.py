@@ -145,7 +145,9 @@ def _line(name: str, scored: Sequence[Scored]) -> str:
 
 def _ratios(boards: Boards, floats: Array, integers: Array) -> None:
     """Errors of predicted speed-ups: 8-bit over float, and of smaller relatives."""
-    print(f"\n{'error of speed-up ratios, networks left out':46s} {'rows':>4s} {'median':>7s} {'±10%':>5s}   MACs: median")
+    print(
+        f"\n{'error of speed-up ratios, networks left out':46s} {'rows':>4s} {'median':>7s} {'±10%':>5s}   MACs: median"
+    )
     for pi in (True, False):
         e = [
             integers[i] - np.log(b.ms) - (floats[b.sibling] - np.log(boards.floats[b.sibling].ms))
@@ -178,7 +180,9 @@ def _ratio_line(name: str, log_errors: Array, macs: Array | None) -> None:
 def _devices_left_out(boards: Boards) -> None:
     """Every device left out: unseen, and with one row of its own."""
     print("\nArm boards, a device left out: unseen (speed by core and clock), and with one row of its own")
-    print(f"{'':46s} {'rows':>4s} {'unseen: median':>15s} {'±10%':>5s}   {'one row: median':>15s} {'±10%':>5s} {'rank':>5s}")
+    print(
+        f"{'':46s} {'rows':>4s} {'unseen: median':>15s} {'±10%':>5s}   {'one row: median':>15s} {'±10%':>5s} {'rank':>5s}"
+    )
     chips = {row.device: row.chip for row in (*ncnn_rows(), *paddle_rows())}
     every: list[tuple[Board, Array, Array]] = []
     for device in sorted(chips):
@@ -191,7 +195,9 @@ def _devices_left_out(boards: Boards) -> None:
     for pi in (True, False):
         for eight in (False, True):
             part = [
-                x for x in every if (not pi or x[0].device.startswith(_PI)) and (x[0].precision == "int8") == eight
+                x
+                for x in every
+                if (not pi or x[0].device.startswith(_PI)) and (x[0].precision == "int8") == eight
             ]
             name = f"{'Raspberry Pis' if pi else 'all boards'}, {'8-bit' if eight else 'float'}"
             print(_device_line(name, part))
@@ -227,7 +233,9 @@ def _alike(one: Board, other: Board, chips: dict[str, str]) -> int:
 
 
 def _core(board: Board, chips: dict[str, str]) -> str:
-    found = re.findall(r"A\d\d\w*|K[yr]+o\s?\d*|X\d\b|FTC\d+|Carmel|Oryon|x\d+ cores|M\d", chips[board.device])
+    found = re.findall(
+        r"A\d\d\w*|K[yr]+o\s?\d*|X\d\b|FTC\d+|Carmel|Oryon|x\d+ cores|M\d", chips[board.device]
+    )
     return str(found[-1 if board.cores == "little" else 0]).strip() if found else board.device
 
 
@@ -245,6 +253,4 @@ def _device_line(name: str, part: Sequence[tuple[Board, Array, Array]]) -> str:
         if np.isfinite(r).sum() > 3
     ]
     one = f"{np.median(tuned):15.1%} {np.mean(tuned < 0.1):5.0%}" if len(tuned) else f"{'-':>15s} {'-':>5s}"
-    return (
-        f"{name:46s} {len(raw):4d} {np.median(raw):15.1%} {np.mean(raw < 0.1):5.0%}   {one} {np.median(ranks):5.2f}"
-    )
+    return f"{name:46s} {len(raw):4d} {np.median(raw):15.1%} {np.mean(raw < 0.1):5.0%}   {one} {np.median(ranks):5.2f}"

@@ -20,7 +20,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from hw_profiles.costs.arm import conv_counts
 from hw_profiles.costs.base import Shapes
 from hw_profiles.costs.bitserial import combine
-from hw_profiles.fitting import predict_ns
+from hw_profiles.fitting import Row, predict_ns, solve
 from hw_profiles.haq import haq_table
 from hw_profiles.kernel import Array, KernelKind, make_batch
 from hw_profiles.published import read_csv
@@ -34,7 +34,9 @@ Fitter = Callable[[Array], Callable[[Array], Array]]
 def main_tables() -> None:
     """Print all of them."""
     pixel_1()
-    print(f"\n{'leave 10 % out':34s} {'entries':>7s} {'model':>8s} {'median':>7s} {'+ learned':>10s} {'linear':>9s}  (MAPE)")
+    print(
+        f"\n{'leave 10 % out':34s} {'entries':>7s} {'model':>8s} {'median':>7s} {'+ learned':>10s} {'linear':>9s}  (MAPE)"
+    )
     v100()
     bitfusion()
     bit_serial()
@@ -84,7 +86,9 @@ def _line_fit(layers: list[Layer]) -> Array:
     norms = np.linalg.norm(matrix, axis=0)
     norms[norms == 0.0] = 1.0
     held = 1e-3 * np.eye(matrix.shape[1])
-    found, _ = nnls(np.vstack([matrix / norms, held]), np.concatenate([np.ones(len(layers)), np.zeros(len(held))]))
+    found, _ = nnls(
+        np.vstack([matrix / norms, held]), np.concatenate([np.ones(len(layers)), np.zeros(len(held))])
+    )
     return np.asarray(found / norms)
 
 
@@ -104,7 +108,9 @@ def _near_residual(layer: Layer, others: list[Layer], line: Array) -> float:
 def pixel_1() -> None:
     """Each of the four networks left out."""
     layers = pixel_layers()
-    print("\nPixel 1, TFLite, one thread, MobileNetV1 by layer, a network left out (baseline 8.1 % and 2.7 %)")
+    print(
+        "\nPixel 1, TFLite, one thread, MobileNetV1 by layer, a network left out (baseline 8.1 % and 2.7 %)"
+    )
     print(f"{'':34s} {'per layer, mean':>16s} {'median':>7s} {'end to end':>11s} {'speed-up over 1.0':>18s}")
     totals: dict[str, tuple[float, float]] = {}
     every: list[float] = []
@@ -119,11 +125,15 @@ def pixel_1() -> None:
                 predicted, measured = predicted + ms, measured + x.ms
         every += errors
         totals[net] = (predicted, measured)
-        print(f"{net:34s} {np.mean(errors):16.1%} {np.median(errors):7.1%} {predicted / measured - 1.0:11.1%}")
+        print(
+            f"{net:34s} {np.mean(errors):16.1%} {np.median(errors):7.1%} {predicted / measured - 1.0:11.1%}"
+        )
     worst = max(abs(p / m - 1.0) for p, m in totals.values())
     dense = totals["mobilenet"]
     pruned = [abs((p / dense[0]) / (m / dense[1]) - 1.0) for n, (p, m) in totals.items() if n != "mobilenet"]
-    print(f"{'all':34s} {np.mean(every):16.1%} {np.median(every):7.1%} {worst:11.1%} {np.max(pruned):18.1%}  (worst)")
+    print(
+        f"{'all':34s} {np.mean(every):16.1%} {np.median(every):7.1%} {worst:11.1%} {np.max(pruned):18.1%}  (worst)"
+    )
 
 
 # --- tables of operations --------------------------------------------------------------------------------
@@ -143,7 +153,7 @@ def _tenths(name: str, measured: Array, features: Array, model: Fitter, line: Fi
         guesses[0, test] = price(test)
         residual = np.log(measured[train] / price(train))
         known = np.column_stack([features, np.log(price(np.arange(len(measured))))])
-        learned = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.1, random_state=0)
+        learned = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, random_state=0)
         learned.fit(known[train], residual)
         guesses[1, test] = guesses[0, test] * np.exp(learned.predict(known[test]))
         guesses[2, test] = line(train)(test)
@@ -177,12 +187,15 @@ def v100() -> None:
         shape = np.array([[*op.shape, float(op.batch["batch"][0, 0]), float(op.depthwise)] for op in mine])
         plain = {
             "macs": np.array([float(op.batch.macs().sum()) for op in mine]),
-            "elements": np.array([float((op.batch["in_elements"] + op.batch["out_elements"]).sum()) for op in mine]),
+            "elements": np.array(
+                [float((op.batch["in_elements"] + op.batch["out_elements"]).sum()) for op in mine]
+            ),
         }
 
-        def model(train: Array, rows: list[fit_gpu.Row] = rows, mine: list[fit_gpu.Op] = mine,
-                  precision: str = precision) -> Callable[[Array], Array]:  # fmt: skip
-            constants = fit_gpu.fit([mine[i] for i in train], precision)
+        def model(
+            train: Array, rows: list[Row] = rows, measured: Array = measured
+        ) -> Callable[[Array], Array]:
+            constants = solve([rows[i] for i in train], measured[train], 1.0 / measured[train])
             return lambda asked: np.array([predict_ns(rows[i], constants) for i in asked])
 
         _tenths(f"V100 TensorRT {precision}", measured, shape, model, _linear(plain, measured))
@@ -205,7 +218,10 @@ def bitfusion() -> None:
             joules = np.asarray(sum(found[f"energy.{form}", n] * v for n, v in table.energy.items()))
             return lambda asked: np.asarray(joules[asked])
 
-        for name, model, measured in (("latency", latency, table.cycles), ("energy", energy, table.picojoules)):
+        for name, model, measured in (
+            ("latency", latency, table.cycles),
+            ("energy", energy, table.picojoules),
+        ):
             _tenths(f"APQ BitFusion {form}, {name}", measured, features, model, _linear(plain, measured))
 
 
@@ -242,7 +258,9 @@ FAMILIES = {
 def vitis() -> None:
     """Within families of networks on the ZCU104's DPU: ms = a + b GOP, each network left out."""
     rows = [r for r in read_csv("vitis_zcu104.csv") if r["version"] == "v2.0"]
-    print(f"\n{'DPU, a network left out':34s} {'rows':>5s} {'a, ms':>7s} {'b, ms/GOP':>10s} {'a+bG mean':>10s} {'worst':>7s} {'bG mean':>8s}")
+    print(
+        f"\n{'DPU, a network left out':34s} {'rows':>5s} {'a, ms':>7s} {'b, ms/GOP':>10s} {'a+bG mean':>10s} {'worst':>7s} {'bG mean':>8s}"
+    )
     for name, starts in FAMILIES.items():
         chosen = [r for r in rows if r["model"].startswith(starts)]
         points = sorted({(float(r["gops"]), float(r["ms"])) for r in chosen})
@@ -266,14 +284,20 @@ def _pruned_pairs(rows: list[dict[str, str]]) -> None:
     """Speed-up of pruned over dense within the two families, the pruned network left out."""
     found = []
     for start, dense in (("yolov2_voc_pruned", "yolov2_voc"), ("refinedet_pruned", "refinedet_baseline")):
-        points = {r["model"]: (float(r["gops"]), float(r["ms"])) for r in rows if r["model"].startswith((start, dense))}
+        points = {
+            r["model"]: (float(r["gops"]), float(r["ms"]))
+            for r in rows
+            if r["model"].startswith((start, dense))
+        }
         for name, (gops, ms) in points.items():
             if name == dense:
                 continue
             others = np.array([v for n, v in points.items() if n != name]).T
             slope, begin = _weighted_line(others[0], others[1])
             found.append(abs((begin + slope * gops) / ms - 1.0))
-    print(f"{'pruned over dense, speed-up error':34s} {len(found):5d} {'mean':>18s} {np.mean(found):10.1%} {np.max(found):7.1%}")
+    print(
+        f"{'pruned over dense, speed-up error':34s} {len(found):5d} {'mean':>18s} {np.mean(found):10.1%} {np.max(found):7.1%}"
+    )
 
 
 def _weighted_line(gops: Array, ms: Array) -> tuple[float, float]:

@@ -47,7 +47,9 @@ def load() -> dict[str, Entries]:
     """The table by form, "dense" and "depthwise"."""
     shapes, table = haq_table()
     bits = np.array([(w, a) for w in range(1, 9) for a in range(1, 9)], dtype=np.float64)
-    batch = mobilenet_v2(np.repeat(bits[:, :1], len(shapes), axis=1), np.repeat(bits[:, 1:], len(shapes), axis=1))
+    batch = mobilenet_v2(
+        np.repeat(bits[:, :1], len(shapes), axis=1), np.repeat(bits[:, 1:], len(shapes), axis=1)
+    )
     nothing = np.zeros((len(batch), 1))
     s = Shapes(batch, list(range(len(shapes))), (nothing, nothing))
     cycles = table[np.arange(len(shapes)), bits[:, :1].astype(int) - 1, bits[:, 1:].astype(int) - 1]
@@ -126,16 +128,22 @@ def write(entries: dict[str, Entries], errors: Array) -> None:
 
 def main() -> None:
     """Fit, report, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     entries = load()
     every = []
-    print(f"{'shapes held out':16s} {'rows':>6s} {'median':>8s} {'p90':>8s} {'worst':>8s}   MACs x bits: median, p90")
+    print(
+        f"{'shapes held out':16s} {'rows':>6s} {'median':>8s} {'p90':>8s} {'worst':>8s}   MACs x bits: median, p90"
+    )
     for form, mine in entries.items():
         e, line = held_out(mine)
         every.append(e)
-        print(f"{form:16s} {len(e):6d} {np.median(e):8.1%} {np.quantile(e, 0.9):8.1%} {e.max():8.1%}   ", end="")
+        print(
+            f"{form:16s} {len(e):6d} {np.median(e):8.1%} {np.quantile(e, 0.9):8.1%} {e.max():8.1%}   ", end=""
+        )
         print(f"{np.median(line):8.1%} {np.quantile(line, 0.9):8.1%}   {fit(mine)}")
     if not arguments.dry_run:
         write(entries, np.concatenate(every))

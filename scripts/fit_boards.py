@@ -78,7 +78,9 @@ def half_factor(boards: Boards) -> float:
     """fp32 over fp16 time where Paddle-Lite measured both, median over phones and networks."""
     halves = {b.device: b.ms for b in boards.floats if b.key.endswith("paddle") and b.precision == "fp16"}
     singles = {b.device: b.ms for b in boards.floats if b.key.endswith("paddle") and b.precision == "fp32"}
-    dot = [d for d in halves if d in singles and "MI8" not in d]  # the MI8's Cortex-A75 is the generation before
+    dot = [
+        d for d in halves if d in singles and "MI8" not in d
+    ]  # the MI8's Cortex-A75 is the generation before
     return float(np.nanmedian(np.concatenate([singles[d] / halves[d] for d in dot])))
 
 
@@ -97,13 +99,17 @@ def tables(fitted: BoardFit, plan: Plan, runtime: str) -> dict[Key, float]:
     """Constants of a target in nanoseconds per count, tables by precision and threads."""
     out: dict[Key, float] = {}
     for precision in ("float", "int8"):
-        found = {b.threads: fitted.constants(b) * plan.slower for b in settings(fitted.boards, plan, precision)}
+        found = {
+            b.threads: fitted.constants(b) * plan.slower for b in settings(fitted.boards, plan, precision)
+        }
         if 1 in found and 4 not in found:
             found[4] = found[1] * thread_scaling(fitted, precision)
         for threads, constants in found.items():
             values = constants * 1e6
             if precision == "float" and plan.half and runtime == "onnxruntime":
-                values = np.where(np.isin(NAMES, ("overhead", "groups")), values, values * half_factor(fitted.boards))
+                values = np.where(
+                    np.isin(NAMES, ("overhead", "groups")), values, values * half_factor(fitted.boards)
+                )
             out |= {
                 (f"{precision}@{threads}", n): float(v)
                 for n, v in zip(NAMES, values, strict=True)
@@ -124,11 +130,15 @@ def errors_of(boards: Boards, plan: Plan, held_out: tuple[Array, Array]) -> Arra
 
 def write(fitted: BoardFit, plan: Plan, errors: Array, runtime: str) -> None:
     """Constants, interval, validation and backing of one target file."""
-    path = TARGETS_FOLDER / (f"{plan.target}.yaml" if runtime == "onnxruntime" else f"{plan.target}.ncnn.yaml")
+    path = TARGETS_FOLDER / (
+        f"{plan.target}.yaml" if runtime == "onnxruntime" else f"{plan.target}.ncnn.yaml"
+    )
     framework = "Paddle-Lite" if plan.device.startswith("Xiaomi") else "ncnn"
     other = runtime != framework
     factor = np.exp(np.hypot(np.log(RUNTIME_FACTOR if other else 1.0), np.log(plan.held_back)))
-    reason = f"{_DIFFER}; {framework} was measured, {runtime} runs" if other else "the runtime that was measured"
+    reason = (
+        f"{_DIFFER}; {framework} was measured, {runtime} runs" if other else "the runtime that was measured"
+    )
     if plan.held_back > 1.0:
         reason += f"; no rows of this board, a relative's: x{plan.held_back:g}"
     source = f"{framework} rows of {plan.device}, fitted with all boards by scripts/fit_boards.py"
@@ -151,8 +161,13 @@ def _validation(plan: Plan, framework: str, errors: Array, other: bool) -> list[
     median = float(np.median(errors))
     unknown = "runtime factor unknown" if other else "of this runtime"
     if plan.held_back > 1.0:
-        backing = f"a relative's {len(errors)} published {framework} measurements ({plan.device}, held-out median "
-        return ["validation: {status: unvalidated}", f'backing: "{backing}error {median:.1%}), scaled by clock"']
+        backing = (
+            f"a relative's {len(errors)} published {framework} measurements ({plan.device}, held-out median "
+        )
+        return [
+            "validation: {status: unvalidated}",
+            f'backing: "{backing}error {median:.1%}), scaled by clock"',
+        ]
     return [
         "validation:",
         "  status: validated",
@@ -173,7 +188,9 @@ def write_ncnn_skeleton(name: str) -> None:
     half = any(p.target == name and p.half for p in PLANS)
     changes = {
         r"^name: .*$": f"name: {name}/ncnn",
-        r"^aliases: \[(.*)\]$": lambda m: f"aliases: [{', '.join(f'{a}/ncnn' for a in m[1].split(', ') if a)}]",
+        r"^aliases: \[(.*)\]$": lambda m: (
+            f"aliases: [{', '.join(f'{a}/ncnn' for a in m[1].split(', ') if a)}]"
+        ),
         r"^title: (.*)onnxruntime": lambda m: f"title: {m[1]}ncnn",
         r"^runtime: .*$": "runtime: {name: ncnn, templates: program}",
         r"^base_precision: .*$": f"base_precision: {'fp16' if half else 'fp32'}",
@@ -207,7 +224,9 @@ def show_constants(fitted: BoardFit) -> None:
 
 def main() -> None:
     """Fit, report, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--ncnn", action="store_true", help="write the boards as ncnn targets too")
     arguments = parser.parse_args()

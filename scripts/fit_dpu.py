@@ -69,7 +69,9 @@ def scaled(batch: KernelBatch, width: float, size: float) -> KernelBatch:
     """A network with its channels (all but the image's and the answer's) and its image scaled."""
     columns = {n: batch[n].copy() for n in COLUMNS if "elements" not in n}
     for name, kept in (("cin", 3.0), ("cout", 1000.0), ("groups", 1.0)):
-        columns[name] = np.where(columns[name] == kept, kept, np.maximum(1.0, np.round(columns[name] * width)))
+        columns[name] = np.where(
+            columns[name] == kept, kept, np.maximum(1.0, np.round(columns[name] * width))
+        )
     for name in ("in_h", "in_w", "out_h", "out_w"):
         columns[name] = np.maximum(1.0, np.round(columns[name] * size))
     return make_batch(batch.kinds, columns)
@@ -82,11 +84,15 @@ def deeper(name: str, count: int) -> KernelBatch:
     else:
         third = [(1024, 256, 1, 14), (256, 256, 3, 14), (256, 1024, 1, 14)]
         second = [(512, 128, 1, 28), (128, 128, 3, 28), (128, 512, 1, 28)]
-        many = 4 if count == 36 else 0  # ResNet-152: 8 blocks in the second stage, 36 in the third; -101: 4 and 23
+        many = (
+            4 if count == 36 else 0
+        )  # ResNet-152: 8 blocks in the second stage, 36 in the third; -101: 4 and 23
         shapes = second * many + third * (30 if many else count)
     cin, cout, kernel, out = np.array(shapes, dtype=np.float64).T
     kinds = [KernelKind("Conv", weight_bearing=True)] * len(shapes)
-    return make_batch(kinds, {"cin": cin, "cout": cout, "kernel_h": kernel, "kernel_w": kernel, "out_h": out, "out_w": out})
+    return make_batch(
+        kinds, {"cin": cin, "cout": cout, "kernel_h": kernel, "kernel_w": kernel, "out_h": out, "out_w": out}
+    )
 
 
 def network(name: str) -> tuple[Row, float]:
@@ -195,7 +201,9 @@ def _join_host(block: str) -> str:
 
 def main() -> None:
     """Fit, report, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     rows = published()

@@ -53,7 +53,9 @@ class Gpu:
     unknown: float
 
 
-V100 = Gpu(7.85, 62.5, 62.5, 900.0, V100_PROCESSORS, 1.0)  # int8 takes the shape of fp16's tensor-core kernels
+V100 = Gpu(
+    7.85, 62.5, 62.5, 900.0, V100_PROCESSORS, 1.0
+)  # int8 takes the shape of fp16's tensor-core kernels
 GPUS = {
     "gpu-t4": Gpu(4.05, 32.5, 65.0, 320.0, 40.0, 1.5),
     "gpu-a100": Gpu(9.75, 156.0, 312.0, 2039.0, 108.0, 1.5),
@@ -190,7 +192,9 @@ def write(name: str, gpu: Gpu, constants: dict[Key, float], errors: np.ndarray) 
 
 def write_backing(name: str, errors: np.ndarray, layers: np.ndarray) -> None:
     """What a prediction rests on; TensorRT was measured on a V100 only, so the target stays unvalidated."""
-    backing = f"V100 TensorRT kernels (held-out median error {np.median(errors):.0%}) scaled by data-sheet peaks"
+    backing = (
+        f"V100 TensorRT kernels (held-out median error {np.median(errors):.0%}) scaled by data-sheet peaks"
+    )
     if name == TARGET:
         backing += f"; published T4 int8 layers agree within {np.median(layers):.0%} after one scale"
     text = f'validation: {{status: unvalidated}}\nbacking: "{backing}"'

@@ -70,7 +70,9 @@ def conv_counts(s: Shapes, winograd: bool) -> Counts:
     row = (pixels == 1.0) & (window == 1.0) & (groups == 1.0)
     point = (window == 1.0) & (groups == 1.0) & ~row
     mults, share = winograd_tiles(s)
-    fast = np.asarray(winograd & (window == 9.0) & (s.kernel_h == 3.0) & (s.stride_h == 1.0) & (groups == 1.0))
+    fast = np.asarray(
+        winograd & (window == 9.0) & (s.kernel_h == 3.0) & (s.stride_h == 1.0) & (groups == 1.0)
+    )
     fast &= np.minimum(s.cin, s.cout) >= _WINOGRAD_CHANNELS
     rest = (groups == 1.0) & ~row & ~point & ~fast
     area, columns = ceil_to(pixels, _PIXELS), ceil_to(s.cout, _OUTPUTS)
@@ -205,10 +207,14 @@ class ArmCost(CostModel):
             return np.full(len(index), _CLASS["gemm"], dtype=np.intp)
         if form == "simple":
             tables = [SIMPLE.get(batch.kinds[i].op, "") for i in index]
-            return np.array([_CLASS["reorder" if t in _REORDERS else "memory"] for t in tables], dtype=np.intp)
+            return np.array(
+                [_CLASS["reorder" if t in _REORDERS else "memory"] for t in tables], dtype=np.intp
+            )
         groups, cin = batch["groups"][0, index], batch["cin"][0, index]
         dense = _CLASS["conv_int" if precision == "int8" else "conv_float"]
-        return np.asarray(np.where((groups > 1.0) & (groups == cin), _CLASS["depthwise"], dense), dtype=np.intp)
+        return np.asarray(
+            np.where((groups > 1.0) & (groups == cin), _CLASS["depthwise"], dense), dtype=np.intp
+        )
 
     def _mixed(self, threads: int) -> dict[str, dict[str, float]]:
         """Constants at a number of threads: the fitted ones, or between them, linear in 1/threads."""
@@ -225,6 +231,8 @@ class ArmCost(CostModel):
             share = 1.0 if low == high else (1.0 / threads - 1.0 / high) / (1.0 / low - 1.0 / high)
             one, other = (self.constants[f"{precision}@{t}"] for t in (low, high))
             names = sorted({*one, *other})
-            pairs = [(n, one[n].value if n in one else 0.0, other[n].value if n in other else 0.0) for n in names]
+            pairs = [
+                (n, one[n].value if n in one else 0.0, other[n].value if n in other else 0.0) for n in names
+            ]
             out[precision] = {n: share * a + (1.0 - share) * b for n, a, b in pairs}
         return out

@@ -57,7 +57,9 @@ def stages(s: Shapes) -> Features:
 def combine(found: Features, constants: dict[str, float]) -> Array:
     """(sum (c x)^q)^(1/q) of the stages."""
     sharpness = constants["sharpness"]
-    parts = [np.maximum(constants[name] * count, 1e-9) for name, count in found.items() if constants.get(name)]
+    parts = [
+        np.maximum(constants[name] * count, 1e-9) for name, count in found.items() if constants.get(name)
+    ]
     most = np.maximum.reduce(parts)
     return np.asarray(most * sum((part / most) ** sharpness for part in parts) ** (1.0 / sharpness))
 
@@ -67,7 +69,12 @@ def table_keys(s: Shapes) -> Keys:
     thin = is_depthwise(s)
     fits = (s.kernel_h == s.kernel_w) & (s.stride_h == s.stride_w) & (s.out_h == s.out_w)
     fits &= thin | (s.groups == 1.0)
-    renamed = {"kernel": s.kernel_h, "stride": s.stride_h, "out": s.out_h, "depthwise": thin.astype(np.float64)}
+    renamed = {
+        "kernel": s.kernel_h,
+        "stride": s.stride_h,
+        "out": s.out_h,
+        "depthwise": thin.astype(np.float64),
+    }
     key = np.zeros(s.batch.shape, dtype=np.int64)
     for name, size in _KEY:
         value = renamed[name] if name in renamed else getattr(s, name)
