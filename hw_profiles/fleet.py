@@ -1,12 +1,12 @@
 """Fitting one additive model to many boards at once: few rows a board, but boards that rank networks alike.
 
-``t[d, n] = sum_k exp(C[d, k]) x[d, n, k]``: constant k of setting d (a board at one thread count and precision)
-times what network n counts. Constants are held towards those of the setting's group (`mu`), these towards a
+``t[d, n] = sum_k exp(C[d, k]) x[d, n, k]``: constant k of setting d (a board at one thread count and
+precision) times what network n counts. Constants are held towards those of the setting's group (`mu`), these towards a
 common table, and that towards a stated prior. The spreads have blocks: a board has a speed of its own in all,
 and one each for arithmetic, memory and overheads; single constants stray little. What a network costs on
 every board alike beyond the model (`network`) is an effect of its own while fitting, so that ninety boards
 which agree do not count as ninety networks; it is zero for a network that was not seen.
-Maximum a posteriori by Gauss-Newton on log times with Student-t residuals (robust: some published rows are off).
+Maximum a posteriori by Gauss-Newton on log times with Student-t residuals (some published rows are off).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def fit_fleet(
         np.tile(prior.log_constants, (many, 1)), prior.log_constants,
         np.zeros(ms.shape[1]), np.zeros((many, ms.shape[1])),
     )  # fmt: skip
-    precision = np.linalg.inv(prior.covariance(prior.board, prior.speed))
+    precision = np.asarray(np.linalg.inv(prior.covariance(prior.board, prior.speed)), dtype=np.float64)
     for _ in range(rounds):
         _fit_settings(state, precision, noise)
         _fit_groups(state, prior, precision, noise)

@@ -1,4 +1,4 @@
-"""HAQ's published table of a bit-serial array, as kernels: 53 layers of MobileNetV2 at 1 to 8 bits each way."""
+"""HAQ's published table of a bit-serial array, as kernels: 53 layers of MobileNetV2 at 1 to 8 bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE = "haq_bismo.csv.gz"
 
 @lru_cache(maxsize=1)
 def haq_table() -> tuple[tuple[tuple[float, ...], ...], Array]:
-    """(shapes, cycles): per layer (cin, cout, kernel, stride, out, groups); cycles (53, 8, 8), index bits - 1."""
+    """(shapes, cycles): per layer (cin, cout, kernel, stride, out, groups); cycles (53, 8, 8) by bits - 1."""
     names = ("cin", "cout", "kernel", "stride", "out", "groups")
     shapes: dict[int, tuple[float, ...]] = {}
     cycles = np.zeros((53, 8, 8))

@@ -72,7 +72,7 @@ _ARITHMETIC = ("macs", "tiles", "broadcast", "accumulate", "taps", "left_taps", 
 
 
 def slower(cost: Cost, float_factor: float, int_factor: float, unknown: float) -> Cost:
-    """A cost table with its arithmetic constants times a factor; `unknown` (a factor either way) widens it."""
+    """A cost table with its arithmetic constants times a factor; `unknown` (a factor) widens it."""
     constants = {}
     for table, entries in cost.constants.items():
         factor = int_factor if "int8" in table else float_factor

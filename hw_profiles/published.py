@@ -1,4 +1,4 @@
-"""Published measurements kept under data/: rows of boards, and the networks they were made with, as kernels."""
+"""Published measurements kept under data/: rows of boards, and their networks as kernels."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def read_csv(name: str) -> Iterator[dict[str, str]]:
 def ncnn_rows() -> tuple[Row, ...]:
     """ncnn on 64-bit Arm CPUs."""
     return tuple(
-        Row(r["device"], r["chip"], r["run"], int(r["threads"]), r["cores"] or "all", r["precision"], r["model"],
+        Row(r["device"], r["chip"], r["run"], int(r["threads"]), r["cores"] or "all", r["precision"],
+            r["model"],
             float(r["min_ms"]))
         for r in read_csv("ncnn_arm.csv.gz")
     )  # fmt: skip
@@ -160,7 +161,7 @@ def network_counts(batch: KernelBatch, winograd: bool) -> Array:
 
 
 def six_features(batch: KernelBatch) -> Array:
-    """(6,) the plain additive baseline: MACs of 1x1, 3x3 of stride 1, grouped and other layers; elements; kernels."""
+    """(6,) the plain additive baseline: MACs of 1x1, 3x3 stride 1, grouped, other; elements; kernels."""
     macs, window = batch.macs()[0], (batch["kernel_h"] * batch["kernel_w"])[0]
     conv = np.array([k.op == "Conv" for k in batch.kinds])
     thin = conv & (batch["groups"][0] > 1.0)

@@ -191,7 +191,7 @@ def _index() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _files() -> dict[str, tuple[Path, tuple[str, ...]]]:
-    """Name -> (file, aliases) of the shipped targets, told from the files' first lines: whole ones take long."""
+    """Name -> (file, aliases) of the shipped targets, told from their first lines: whole files take long."""
     found = {}
     for path in sorted(TARGETS_FOLDER.glob("*.yaml")):
         head = yaml.safe_load(path.read_text(encoding="utf-8").partition("\nkind:")[0])

@@ -1,4 +1,4 @@
-"""The published half of scripts/bench_predictor.py: Arm boards by network and by device left out; then tables.
+"""The published half of scripts/bench_predictor.py: Arm boards by network and by device left out.
 
 Protocol of "network left out": when a network is predicted, all its rows are hidden, on every device, at
 every thread count and precision. Of "device left out": all rows of the device are hidden; its speed is then
@@ -138,7 +138,8 @@ def _line(name: str, scored: Sequence[Scored]) -> str:
     six = np.concatenate([np.abs(s.six / s.measured - 1.0) for s in scored])
     macs = np.concatenate([np.abs(s.macs / s.measured - 1.0) for s in scored])
     return (
-        f"{name:46s} {len(e):4d} {e.mean():7.1%} {np.median(e):7.1%} {np.mean(e < 0.1):5.0%} {np.median(ranks):5.2f}"
+        f"{name:46s} {len(e):4d} {e.mean():7.1%} {np.median(e):7.1%} {np.mean(e < 0.1):5.0%} "
+        f"{np.median(ranks):5.2f}"
         f"   {np.median(six):11.1%} {np.median(macs):13.1%}"
     )
 
@@ -146,7 +147,8 @@ def _line(name: str, scored: Sequence[Scored]) -> str:
 def _ratios(boards: Boards, floats: Array, integers: Array) -> None:
     """Errors of predicted speed-ups: 8-bit over float, and of smaller relatives."""
     print(
-        f"\n{'error of speed-up ratios, networks left out':46s} {'rows':>4s} {'median':>7s} {'±10%':>5s}   MACs: median"
+        f"\n{'error of speed-up ratios, networks left out':46s} {'rows':>4s} {'median':>7s} "
+        f"{'±10%':>5s}   MACs: median"
     )
     for pi in (True, False):
         e = [
@@ -181,7 +183,8 @@ def _devices_left_out(boards: Boards) -> None:
     """Every device left out: unseen, and with one row of its own."""
     print("\nArm boards, a device left out: unseen (speed by core and clock), and with one row of its own")
     print(
-        f"{'':46s} {'rows':>4s} {'unseen: median':>15s} {'±10%':>5s}   {'one row: median':>15s} {'±10%':>5s} {'rank':>5s}"
+        f"{'':46s} {'rows':>4s} {'unseen: median':>15s} {'±10%':>5s}   {'one row: median':>15s} "
+        f"{'±10%':>5s} {'rank':>5s}"
     )
     chips = {row.device: row.chip for row in (*ncnn_rows(), *paddle_rows())}
     every: list[tuple[Board, Array, Array]] = []
@@ -253,4 +256,7 @@ def _device_line(name: str, part: Sequence[tuple[Board, Array, Array]]) -> str:
         if np.isfinite(r).sum() > 3
     ]
     one = f"{np.median(tuned):15.1%} {np.mean(tuned < 0.1):5.0%}" if len(tuned) else f"{'-':>15s} {'-':>5s}"
-    return f"{name:46s} {len(raw):4d} {np.median(raw):15.1%} {np.mean(raw < 0.1):5.0%}   {one} {np.median(ranks):5.2f}"
+    return (
+        f"{name:46s} {len(raw):4d} {np.median(raw):15.1%} {np.mean(raw < 0.1):5.0%}   {one} "
+        f"{np.median(ranks):5.2f}"
+    )

@@ -1,7 +1,7 @@
 """Tables of single operations and of the DPU, for scripts/bench_predictor.py --published.
 
-Each is left out and predicted: Pixel 1 layers by network, V100 convolutions, BitFusion and bit-serial layers by
-tenths of the entries ("leave 10 % out"), DPU networks one by one within families. Beside the model of the
+Each is left out and predicted: Pixel 1 layers by network, V100 convolutions, BitFusion and bit-serial layers
+by tenths of the entries ("leave 10 % out"), DPU networks one by one within families. Beside the model of the
 product stands the same model with its residual learned (gradient boosting on the shapes), and a linear fit.
 """
 
@@ -26,7 +26,7 @@ from hw_profiles.kernel import Array, KernelKind, make_batch
 from hw_profiles.published import read_csv
 
 FOLDS = 10
-#: Widths of the kernel that carries residuals between like layers (log2 of channels, of sizes), and its shrinkage.
+#: Widths of the kernel that carries residuals between like layers (log2 of channels, of sizes), and shrinkage.
 _NEAR = (1.0, 0.3, 0.8)
 Fitter = Callable[[Array], Callable[[Array], Array]]
 
@@ -35,7 +35,8 @@ def main_tables() -> None:
     """Print all of them."""
     pixel_1()
     print(
-        f"\n{'leave 10 % out':34s} {'entries':>7s} {'model':>8s} {'median':>7s} {'+ learned':>10s} {'linear':>9s}  (MAPE)"
+        f"\n{'leave 10 % out':34s} {'entries':>7s} {'model':>8s} {'median':>7s} {'+ learned':>10s} "
+        f"{'linear':>9s}  (MAPE)"
     )
     v100()
     bitfusion()
@@ -132,7 +133,8 @@ def pixel_1() -> None:
     dense = totals["mobilenet"]
     pruned = [abs((p / dense[0]) / (m / dense[1]) - 1.0) for n, (p, m) in totals.items() if n != "mobilenet"]
     print(
-        f"{'all':34s} {np.mean(every):16.1%} {np.median(every):7.1%} {worst:11.1%} {np.max(pruned):18.1%}  (worst)"
+        f"{'all':34s} {np.mean(every):16.1%} {np.median(every):7.1%} {worst:11.1%} "
+        f"{np.max(pruned):18.1%}  (worst)"
     )
 
 
@@ -144,7 +146,7 @@ def _folds(count: int) -> Array:
 
 
 def _tenths(name: str, measured: Array, features: Array, model: Fitter, line: Fitter) -> None:
-    """MAPE of model, model with learned residual, and line, each entry predicted by a fit without its tenth."""
+    """MAPE of model, model with learned residual, and line, each entry predicted without its tenth."""
     fold = _folds(len(measured))
     guesses = np.zeros((3, len(measured)))
     for f in range(FOLDS):
@@ -159,7 +161,8 @@ def _tenths(name: str, measured: Array, features: Array, model: Fitter, line: Fi
         guesses[2, test] = line(train)(test)
     e = np.abs(guesses / measured - 1.0)
     print(
-        f"{name:34s} {len(measured):7d} {e[0].mean():8.1%} {np.median(e[0]):7.1%} {e[1].mean():10.1%} {e[2].mean():9.1%}"
+        f"{name:34s} {len(measured):7d} {e[0].mean():8.1%} {np.median(e[0]):7.1%} {e[1].mean():10.1%} "
+        f"{e[2].mean():9.1%}"
     )
 
 
@@ -259,7 +262,8 @@ def vitis() -> None:
     """Within families of networks on the ZCU104's DPU: ms = a + b GOP, each network left out."""
     rows = [r for r in read_csv("vitis_zcu104.csv") if r["version"] == "v2.0"]
     print(
-        f"\n{'DPU, a network left out':34s} {'rows':>5s} {'a, ms':>7s} {'b, ms/GOP':>10s} {'a+bG mean':>10s} {'worst':>7s} {'bG mean':>8s}"
+        f"\n{'DPU, a network left out':34s} {'rows':>5s} {'a, ms':>7s} {'b, ms/GOP':>10s} "
+        f"{'a+bG mean':>10s} {'worst':>7s} {'bG mean':>8s}"
     )
     for name, starts in FAMILIES.items():
         chosen = [r for r in rows if r["model"].startswith(starts)]
@@ -275,7 +279,8 @@ def vitis() -> None:
             errors.append(abs((start + slope * gops[i]) / ms[i] - 1.0))
             plain.append(abs(np.median(ms[keep] / gops[keep]) * gops[i] / ms[i] - 1.0))
         print(
-            f"{name:34s} {len(gops):5d} {a:7.2f} {b:10.3f} {np.mean(errors):10.1%} {np.max(errors):7.1%} {np.mean(plain):8.1%}"
+            f"{name:34s} {len(gops):5d} {a:7.2f} {b:10.3f} {np.mean(errors):10.1%} "
+            f"{np.max(errors):7.1%} {np.mean(plain):8.1%}"
         )
     _pruned_pairs(rows)
 
@@ -296,7 +301,8 @@ def _pruned_pairs(rows: list[dict[str, str]]) -> None:
             slope, begin = _weighted_line(others[0], others[1])
             found.append(abs((begin + slope * gops) / ms - 1.0))
     print(
-        f"{'pruned over dense, speed-up error':34s} {len(found):5d} {'mean':>18s} {np.mean(found):10.1%} {np.max(found):7.1%}"
+        f"{'pruned over dense, speed-up error':34s} {len(found):5d} {'mean':>18s} "
+        f"{np.mean(found):10.1%} {np.max(found):7.1%}"
     )
 
 

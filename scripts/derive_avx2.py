@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/derive_avx2.py
 
-AVX2 registers are half as wide as AVX-512's (float arithmetic x2) and integers lack VNNI (x4: two instructions
-and half the width). Run it after scripts/fit_x86.py.
+AVX2 registers are half as wide as AVX-512's (float arithmetic x2) and integers lack VNNI (x4: two
+instructions and half the width). Run it after scripts/fit_x86.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main() -> None:
     text = [
         "  interval:",
         f'    log_sigma: {{value: {interval.log_sigma.value:.4g}, source: "{interval.log_sigma.source}"}}',
-        f'    runtime_factor: {{value: {interval.runtime_factor.value:.3g}, source: "no rows of such a core: wide"}}',
+        f"    runtime_factor: "
+        f'{{value: {interval.runtime_factor.value:.3g}, source: "no rows of such a core: wide"}}',
         constants_yaml(values, sources),
     ]
     path = TARGETS_FOLDER / f"{TARGET}.yaml"

@@ -104,7 +104,10 @@ def write(entries: dict[str, Entries], errors: Array) -> None:
         constants |= {(form, n): v for n, v in fit(mine).items()}
     # What only moves goes through the same ports as results: 256 sums of 32 bits a cycle.
     constants["simple", "bits"] = 1.0 / (256.0 * 32.0)
-    source = "HAQ's table of a simulated bit-serial array (mit-han-lab/haq, MIT), fitted by scripts/fit_bitserial.py"
+    source = (
+        "HAQ's table of a simulated bit-serial array (mit-han-lab/haq, MIT), fitted by "
+        "scripts/fit_bitserial.py"
+    )
     simple = "256 sums of 32 bits a cycle leave the array of HAQ's table (mit-han-lab/haq, MIT)"
     text = [
         "  interval:",
@@ -121,7 +124,8 @@ def write(entries: dict[str, Entries], errors: Array) -> None:
         f"  worst_error: {float(errors.max()):.3f}",
         f'  held_out: "{len(errors)} simulated layers, shapes in {FOLDS} folds; single layers"',
         f'  command: "{COMMAND}"',
-        f'backing: "table of {len(errors)} simulated layers; off the table a model, held-out median error {median:.1%}"',
+        f'backing: "table of {len(errors)} simulated layers; off the table a model, held-out median '
+        f'error {median:.1%}"',
     ]
     replace_block(path, "validation", "\n".join(validation))
 
@@ -136,7 +140,8 @@ def main() -> None:
     entries = load()
     every = []
     print(
-        f"{'shapes held out':16s} {'rows':>6s} {'median':>8s} {'p90':>8s} {'worst':>8s}   MACs x bits: median, p90"
+        f"{'shapes held out':16s} {'rows':>6s} {'median':>8s} {'p90':>8s} {'worst':>8s}   MACs x bits: "
+        f"median, p90"
     )
     for form, mine in entries.items():
         e, line = held_out(mine)

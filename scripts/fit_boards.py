@@ -40,8 +40,8 @@ _HALF = "Paddle-Lite, fp32 over fp16 on Cortex-A76 and A77 phones"
 class Plan:
     """How a target's constants come about: the device of the rows, cores, and a speed relative to it.
 
-    `slower` multiplies all constants, with its reason; `held_back` widens the interval (a factor either way at
-    90 %) of a board without rows. `half` tells that the float rows are fp16 ones.
+    `slower` multiplies all constants, with its reason; `held_back` widens the interval (a factor either
+    way at 90 %) of a board without rows. `half` tells that the float rows are fp16 ones.
     """
 
     target: str
@@ -175,7 +175,8 @@ def _validation(plan: Plan, framework: str, errors: Array, other: bool) -> list[
         f"  worst_error: {float(errors.max()):.3f}",
         f'  held_out: "{len(errors)} {framework} rows of {plan.device}, a network left out on all boards"',
         f'  command: "{COMMAND}"',
-        f'backing: "{len(errors)} published {framework} measurements (held-out median error {median:.1%}), {unknown}"',
+        f'backing: "{len(errors)} published {framework} measurements (held-out median error '
+        f'{median:.1%}), {unknown}"',
     ]
 
 
@@ -195,7 +196,9 @@ def write_ncnn_skeleton(name: str) -> None:
         r"^runtime: .*$": "runtime: {name: ncnn, templates: program}",
         r"^base_precision: .*$": f"base_precision: {'fp16' if half else 'fp32'}",
         r"^numerics:\n(  .*\n)+": "numerics:\n  activations: float\n",
-        r"^  integer_precisions: .*$": "  integer_precisions: []  # ncnn has int8 kernels; they are not written yet",
+        r"^  integer_precisions: .*$": (
+            "  integer_precisions: []  # ncnn has int8 kernels; they are not written yet"
+        ),
         r"^  integer_ops: .*$": "  integer_ops: []",
     }
     for pattern, replacement in changes.items():

@@ -29,7 +29,8 @@ COMMAND = "python scripts/fit_dpu.py"
 #: Networks of the zoo (name, GOP) by ncnn's names, and how they follow from those.
 NETWORKS = {
     ("resnet18", 3.65): "resnet18", ("resnet50", 7.7): "resnet50", ("Inception_v1", 3.16): "googlenet",
-    ("SqueezeNet", 0.76): "squeezenet", ("Mobilenet_v2", 0.59): "mobilenet_v2", ("Mobilenet_v1", 1.14): "mobilenet",
+    ("SqueezeNet", 0.76): "squeezenet", ("Mobilenet_v2", 0.59): "mobilenet_v2", 
+    ("Mobilenet_v1", 1.14): "mobilenet",
     ("vgg_16", 30.96): "vgg16", ("vgg_19", 39.28): "vgg16+3", ("resnet_v1_101", 14.4): "resnet50+17",
     ("resnet_v1_152", 21.83): "resnet50+36", ("Mobilenet_v1", 0.15): "mobilenet*0.5@160",
     ("Mobilenet_v1", 0.027): "mobilenet*0.25@128",
@@ -78,7 +79,7 @@ def scaled(batch: KernelBatch, width: float, size: float) -> KernelBatch:
 
 
 def deeper(name: str, count: int) -> KernelBatch:
-    """What a deeper variant has more: `count` blocks of ResNet's third and second stage, or VGG-19's layers."""
+    """What a deeper variant has more: `count` blocks of ResNet's third and second stage, or VGG-19's."""
     if name == "vgg16":
         shapes = [(256, 256, 3, 56), (512, 512, 3, 28), (512, 512, 3, 14)]
     else:
@@ -125,8 +126,8 @@ def published() -> list[Published]:
 
 
 def fit(rows: list[Published]) -> dict[Key, float]:
-    """Constants in nanoseconds per count by robust least squares on log times (one row of the zoo, SqueezeNet's,
-    spends most of its time on the host); the engine's cycle is its clock's."""
+    """Constants in nanoseconds per count by robust least squares on log times (one row of the zoo,
+    SqueezeNet's, spends most of its time on the host); the engine's cycle is its clock's."""
     times = np.array([r.ms * 1e6 for r in rows])
     keys = [key for key in rows[0].counts if key != CYCLES]
     matrix = np.array([[r.counts[key] for key in keys] for r in rows])
@@ -182,7 +183,8 @@ def write(constants: dict[Key, float], errors: Array) -> None:
         "  status: validated",
         f"  median_error: {median:.3f}",
         f"  worst_error: {float(errors.max()):.3f}",
-        f'  held_out: "{len(errors)} networks of the Vitis AI model zoo, each left out; none of them leaves the DPU"',
+        f'  held_out: "{len(errors)} networks of the Vitis AI model zoo, each left out; none of them '
+        f'leaves the DPU"',
         f'  command: "{COMMAND}"',
         f'backing: "{len(errors)} published networks on the DPU (held-out median error {median:.1%}); '
         'host round trips unmeasured"',

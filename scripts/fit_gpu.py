@@ -1,6 +1,6 @@
 """Fit the wave model to V100 TensorRT convolutions and scale it to other GPUs by data-sheet peaks.
 
-    .venv/bin/python scripts/fit_gpu.py             # held-out errors, and the GPU targets' constants rewritten
+    .venv/bin/python scripts/fit_gpu.py             # held-out errors, and the targets rewritten
     .venv/bin/python scripts/fit_gpu.py --dry-run   # errors only
 
 Held out: shapes (all batches of one shape together), five folds, per precision. What nobody here can measure
@@ -42,8 +42,8 @@ V100_PROCESSORS = 80.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """Data-sheet peaks (hardware_facts.csv): TMAC/s, GB/s, multiprocessors; `unknown` is the factor either way
-    (90 %) that scaling from a V100 leaves, guessed wider the further a GPU is from it."""
+    """Data-sheet peaks (hardware_facts.csv): TMAC/s, GB/s, multiprocessors; `unknown` is the factor either
+    way (90 %) that scaling from a V100 leaves, guessed wider the further a GPU is from it."""
 
     fp32: float
     fp16: float

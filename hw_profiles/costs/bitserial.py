@@ -3,7 +3,8 @@
 Weight bits and activation bits count separately (Wang et al., CVPR 2019; the array is BISMO's, Umuroglu et
 al., FPL 2018). Cycles of the table are nearly the most of three stages that overlap: activation bits stream
 in one plane after the other (192 of the reduction at once, `serial`), sums of every pair of bit planes go out
-(256 a cycle, `results`), and weight planes are fetched (`fetched`). Depthwise layers take 16 channels at once.
+(256 a cycle, `results`), and weight planes are fetched (`fetched`). Depthwise layers take 16
+channels at once.
 ``cycles = (sum_i (c_i x_i)^q)^(1/q)``, constants by scripts/fit_bitserial.py.
 """
 
@@ -23,7 +24,8 @@ _CLASS = {name: i for i, name in enumerate(CLASSES)}
 REDUCTION, CHANNELS, RESULTS = 192.0, 16.0, 256.0
 #: Columns that make a key of the table, with how many values each may take.
 _KEY = (
-    ("batch", 64), ("cin", 4096), ("cout", 4096), ("kernel", 16), ("stride", 8), ("out", 512), ("depthwise", 2),
+    ("batch", 64), ("cin", 4096), ("cout", 4096), ("kernel", 16), ("stride", 8), ("out", 512),
+    ("depthwise", 2),
     ("weight_bits", 16), ("act_bits", 16),
 )  # fmt: skip
 #: Images that the published table was simulated with.

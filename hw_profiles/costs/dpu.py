@@ -1,4 +1,4 @@
-"""AMD/Xilinx DPU (B4096): counted cycles of its convolution engine, traffic, and what goes to the host instead.
+"""AMD/Xilinx DPU (B4096): counted cycles of its convolution engine, traffic, and what goes to the host.
 
 Inside one family of networks the published times are ``ms = a + b GOP`` within some percent; across families
 `b` follows from how full the engine is: eight pixels of a row, 16 input and 16 output channels a cycle
@@ -20,10 +20,11 @@ from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, VIEW_OPS, Array, KernelBatc
 
 _CLASS = {name: i for i, name in enumerate(CLASSES)}
 PIXELS, CHANNELS = 8.0, 16.0
-#: Operations without MACs that the DPU runs itself (PG338, table of supported operators): pooling, element-wise
-#: addition and multiplication, concatenation, ReLU and hard swish, resizing by whole factors.
+#: Operations without MACs that the DPU runs itself (PG338, table of supported operators): pooling,
+#: element-wise addition and multiplication, concatenation, ReLU and hard swish, resizing by whole factors.
 ON_DPU = frozenset({
-    "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Add", "Mul", "Concat", "Relu", "Clip", "HardSwish",
+    "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Add", "Mul", "Concat", "Relu", "Clip",
+    "HardSwish",
     "HardSigmoid", "LeakyRelu", "Resize", "Upsample", "DepthToSpace", "Pad", "QLinearAdd", "QLinearConcat",
     "QLinearAveragePool", "QLinearGlobalAveragePool",
 })  # fmt: skip

@@ -1,4 +1,4 @@
-"""The Arm model: counts by hand, Winograd's tiles, thread counts between the fitted ones, speed of pricing."""
+"""The Arm model: counts by hand, Winograd's tiles, thread counts between the fitted ones, speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fit over many boards: it recovers made-up constants, borrows for boards with few rows, ignores bad rows."""
+"""The fit over many boards: it recovers made-up constants, borrows for boards with few rows, no bad rows."""
 
 from __future__ import annotations
 

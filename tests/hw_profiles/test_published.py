@@ -65,7 +65,7 @@ def test_four_threads_are_worth_about_two_on_raspberry_pis(name: str) -> None:
         float(Predictor(target, 1).predict(b).latency_ms[0] / Predictor(target, 4).predict(b).latency_ms[0])
         for b in batches
     ]
-    assert 1.4 < min(gains)
+    assert min(gains) > 1.4
     assert max(gains) < 3.0
     two = float(Predictor(target, 2).predict(batches[0]).latency_ms[0])
     assert Predictor(target, 4).predict(batches[0]).latency_ms[0] < two
