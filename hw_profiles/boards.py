@@ -2,8 +2,8 @@
 
 A setting is a device with its threads, cores and precision. Float settings are fitted first; 8-bit ones as
 ratios to the float constants of the same device, threads and cores. Groups share a table: float ones by
-precision and one thread or several, 8-bit ones by whether the cores are of the generation with half-precision arithmetic
-(Armv8.2: most of them have dot products too) and by one thread or several; ncnn and Paddle-Lite apart.
+precision and by one thread or several, 8-bit ones by whether the cores are of the generation with half
+precision (Armv8.2: most of them have dot products too) and by threads; ncnn and Paddle-Lite apart.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BLOCKS = (
     ("overhead", "groups", "detection"),
 )  # fmt: skip
 #: Prior of the constants in units of one multiply-accumulate of a 1x1 convolution: four lanes multiply at
-#: once, so an element loaded and stored costs a few, an exponential a dozen, a kernel's launch some microseconds.
+#: once, so an element loaded and stored costs a few, an exponential a dozen, a launch some microseconds.
 RATIOS = {
     "pointwise": 1.0, "winograd": 1.0, "dense": 1.1, "grouped": 1.3, "product": 1.2,
     "taps": 2.0, "taps_strided": 3.0, "taps_wide": 2.0,

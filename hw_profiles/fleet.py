@@ -1,8 +1,8 @@
 """Fitting one additive model to many boards at once: few rows a board, but boards that rank networks alike.
 
 ``t[d, n] = sum_k exp(C[d, k]) x[d, n, k]``: constant k of setting d (a board at one thread count and
-precision) times what network n counts. Constants are held towards those of the setting's group (`mu`), these towards a
-common table, and that towards a stated prior. The spreads have blocks: a board has a speed of its own in all,
+precision) times what network n counts. Constants are held towards those of the setting's group, these towards
+a common table, and that towards a stated prior. The spreads have blocks: a board has a speed of its own in all,
 and one each for arithmetic, memory and overheads; single constants stray little. What a network costs on
 every board alike beyond the model (`network`) is an effect of its own while fitting, so that ninety boards
 which agree do not count as ninety networks; it is zero for a network that was not seen.

@@ -26,7 +26,7 @@ from hw_profiles.kernel import Array, KernelKind, make_batch
 from hw_profiles.published import read_csv
 
 FOLDS = 10
-#: Widths of the kernel that carries residuals between like layers (log2 of channels, of sizes), and shrinkage.
+#: How far residuals carry between like layers (log2 of channels, of sizes), and their shrinkage.
 _NEAR = (1.0, 0.3, 0.8)
 Fitter = Callable[[Array], Callable[[Array], Array]]
 

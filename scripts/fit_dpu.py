@@ -29,7 +29,7 @@ COMMAND = "python scripts/fit_dpu.py"
 #: Networks of the zoo (name, GOP) by ncnn's names, and how they follow from those.
 NETWORKS = {
     ("resnet18", 3.65): "resnet18", ("resnet50", 7.7): "resnet50", ("Inception_v1", 3.16): "googlenet",
-    ("SqueezeNet", 0.76): "squeezenet", ("Mobilenet_v2", 0.59): "mobilenet_v2", 
+    ("SqueezeNet", 0.76): "squeezenet", ("Mobilenet_v2", 0.59): "mobilenet_v2",
     ("Mobilenet_v1", 1.14): "mobilenet",
     ("vgg_16", 30.96): "vgg16", ("vgg_19", 39.28): "vgg16+3", ("resnet_v1_101", 14.4): "resnet50+17",
     ("resnet_v1_152", 21.83): "resnet50+36", ("Mobilenet_v1", 0.15): "mobilenet*0.5@160",

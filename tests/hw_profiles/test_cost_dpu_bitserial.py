@@ -57,7 +57,7 @@ def test_stages_by_hand_and_their_overlap() -> None:
     batch = make_batch(
         (ARRAY,) * 3,
         {
-            "batch": 16, "cin": [384, 30, 32], "cout": [64, 40, 32], "groups": [1, 1, 32], 
+            "batch": 16, "cin": [384, 30, 32], "cout": [64, 40, 32], "groups": [1, 1, 32],
             "kernel_h": [1, 3, 3],
             "kernel_w": [1, 3, 3], "out_h": 14, "out_w": 14, "weight_bits": [2, 4, 8], "act_bits": [3, 8, 4],
         },
