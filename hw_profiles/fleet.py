@@ -2,8 +2,8 @@
 
 ``t[d, n] = sum_k exp(C[d, k]) x[d, n, k]``: constant k of setting d (a board at one thread count and
 precision) times what network n counts. Constants are held towards those of the setting's group, these towards
-a common table, and that towards a stated prior. The spreads have blocks: a board has a speed of its own in all,
-and one each for arithmetic, memory and overheads; single constants stray little. What a network costs on
+a common table, and that towards a stated prior. The spreads have blocks: a board has a speed of its own in
+all, and one each for arithmetic, memory and overheads; single constants stray little. What a network costs on
 every board alike beyond the model (`network`) is an effect of its own while fitting, so that ninety boards
 which agree do not count as ninety networks; it is zero for a network that was not seen.
 Maximum a posteriori by Gauss-Newton on log times with Student-t residuals (some published rows are off).

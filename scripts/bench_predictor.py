@@ -9,6 +9,7 @@ Both print tables beside their baselines; --published needs no device and some t
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
 
 def main() -> None:
@@ -20,17 +21,16 @@ def main() -> None:
     what.add_argument("--published", action="store_true", help="published measurements of devices")
     what.add_argument("--local", action="store_true", help="networks measured on this machine")
     parser.add_argument("--only", default="", help="with --published: boards, devices or tables alone")
-    args, args.rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args()
+    args.rest = rest
     if args.published:
-        if args.rest:
-            parser.error(f"unknown with --published: {' '.join(args.rest)}")
+        if rest:
+            parser.error(f"unknown with --published: {' '.join(rest)}")
         from bench_predictor_published import main_published
 
         main_published(args)
         return
-    from bench_predictor_local import main_local
-
-    main_local(args)
+    import_module("bench_predictor_local").main_local(args)
 
 
 if __name__ == "__main__":

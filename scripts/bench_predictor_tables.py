@@ -14,6 +14,7 @@ import fit_bitserial
 import fit_fpga
 import fit_gpu
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -28,7 +29,8 @@ from hw_profiles.published import read_csv
 FOLDS = 10
 #: How far residuals carry between like layers (log2 of channels, of sizes), and their shrinkage.
 _NEAR = (1.0, 0.3, 0.8)
-Fitter = Callable[[Array], Callable[[Array], Array]]
+Rows = NDArray[np.intp]
+Fitter = Callable[[Rows], Callable[[Rows], Array]]
 
 
 def main_tables() -> None:
@@ -170,7 +172,7 @@ def _linear(columns: Mapping[str, Array], measured: Array) -> Fitter:
     """Least squares of relative errors on some counts and a constant."""
     matrix = np.column_stack([*columns.values(), np.ones(len(measured))])
 
-    def fit(train: Array) -> Callable[[Array], Array]:
+    def fit(train: Rows) -> Callable[[Rows], Array]:
         weighted = matrix[train] / measured[train, None]
         norms = np.linalg.norm(weighted, axis=0)
         norms[norms == 0.0] = 1.0
@@ -195,9 +197,7 @@ def v100() -> None:
             ),
         }
 
-        def model(
-            train: Array, rows: list[Row] = rows, measured: Array = measured
-        ) -> Callable[[Array], Array]:
+        def model(train: Rows, rows: list[Row] = rows, measured: Array = measured) -> Callable[[Rows], Array]:
             constants = solve([rows[i] for i in train], measured[train], 1.0 / measured[train])
             return lambda asked: np.array([predict_ns(rows[i], constants) for i in asked])
 
@@ -211,12 +211,12 @@ def bitfusion() -> None:
         features = np.column_stack([np.log(table.compute), *(np.log(v + 1.0) for v in table.memory.values())])
         plain = {"macs": table.macs, "weights": table.memory["weights"], "inputs": table.memory["inputs"]}
 
-        def latency(train: Array, table: fit_fpga.Table = table) -> Callable[[Array], Array]:
+        def latency(train: Rows, table: fit_fpga.Table = table) -> Callable[[Rows], Array]:
             chosen = np.isin(np.arange(len(table)), train)
             cycles = fit_fpga.cycles_of(table, fit_fpga.fit_cycles(table, chosen))
             return lambda asked: np.asarray(cycles[asked])
 
-        def energy(train: Array, table: fit_fpga.Table = table, form: str = form) -> Callable[[Array], Array]:
+        def energy(train: Rows, table: fit_fpga.Table = table, form: str = form) -> Callable[[Rows], Array]:
             found = fit_fpga.fit_energy(table, np.isin(np.arange(len(table)), train), form)
             joules = np.asarray(sum(found[f"energy.{form}", n] * v for n, v in table.energy.items()))
             return lambda asked: np.asarray(joules[asked])
@@ -233,7 +233,7 @@ def bit_serial() -> None:
     for form, entries in fit_bitserial.load().items():
         features = np.column_stack([np.log(v + 1.0) for v in entries.stages.values()])
 
-        def model(train: Array, entries: fit_bitserial.Entries = entries) -> Callable[[Array], Array]:
+        def model(train: Rows, entries: fit_bitserial.Entries = entries) -> Callable[[Rows], Array]:
             chosen = np.isin(np.arange(len(entries.cycles)), train)
             cycles = combine(entries.stages, fit_bitserial.fit(entries.take(chosen)))
             return lambda asked: np.asarray(cycles[asked])

@@ -13,6 +13,7 @@ import argparse
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from hw_profiles.costs.base import Shapes
@@ -37,7 +38,7 @@ class Entries:
     products: Array
     fold: Array
 
-    def take(self, rows: Array) -> Entries:
+    def take(self, rows: NDArray[np.bool_]) -> Entries:
         """Some of them."""
         kept = {n: v[rows] for n, v in self.stages.items()}
         return Entries(kept, self.cycles[rows], self.products[rows], self.fold[rows])

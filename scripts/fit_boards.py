@@ -181,24 +181,23 @@ def _validation(plan: Plan, framework: str, errors: Array, other: bool) -> list[
 
 
 def write_ncnn_skeleton(name: str) -> None:
-    """NAME.ncnn.yaml beside NAME.yaml, where there is none yet: the same board under ncnn."""
+    """NAME.ncnn.yaml beside NAME.yaml: the same board under ncnn. One that is there only changes its model."""
     path = TARGETS_FOLDER / f"{name}.ncnn.yaml"
     if path.exists():
+        text = path.read_text(encoding="utf-8").replace("  model: cpu\n", "  model: arm\n")
+        path.write_text(text, encoding="utf-8")
         return
     text = (TARGETS_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     half = any(p.target == name and p.half for p in PLANS)
+    aliases = ", ".join(f"{alias}/ncnn" for alias in load_target(name).aliases)
     changes = {
         r"^name: .*$": f"name: {name}/ncnn",
-        r"^aliases: \[(.*)\]$": lambda m: (
-            f"aliases: [{', '.join(f'{a}/ncnn' for a in m[1].split(', ') if a)}]"
-        ),
-        r"^title: (.*)onnxruntime": lambda m: f"title: {m[1]}ncnn",
+        r"^aliases: .*$": f"aliases: [{aliases}]",
+        r"^(title: .*)onnxruntime": r"\1ncnn",
         r"^runtime: .*$": "runtime: {name: ncnn, templates: program}",
         r"^base_precision: .*$": f"base_precision: {'fp16' if half else 'fp32'}",
         r"^numerics:\n(  .*\n)+": "numerics:\n  activations: float\n",
-        r"^  integer_precisions: .*$": (
-            "  integer_precisions: []  # ncnn has int8 kernels; they are not written yet"
-        ),
+        r"^  integer_precisions: .*$": "  integer_precisions: []  # ncnn's int8 kernels are not written yet",
         r"^  integer_ops: .*$": "  integer_ops: []",
     }
     for pattern, replacement in changes.items():
