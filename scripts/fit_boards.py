@@ -61,7 +61,7 @@ PLANS = (
     Plan("raspberry-pi-zero-2-w", "Raspberry Pi Zero 2 W"),
     Plan("pixel-3", "Xiaomi MI8", cores="big", float_precision="fp32"),
     Plan("rk3588", "Raspberry Pi 5", half=True, slower=2.4 / 2.35,
-         reason="clocks of the same Cortex-A76: Raspberry Pi 5 2.4 GHz, RK3588 2.35 GHz", held_back=1.5),
+         reason="clocks of the same Cortex-A76: Raspberry Pi 5 2.4 GHz, RK3588 2.35 GHz", held_back=1.8),
 )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _validation(plan: Plan, framework: str, errors: Array, other: bool) -> list[
 
 
 def write_ncnn_skeleton(name: str) -> None:
-    """NAME.ncnn.yaml beside NAME.yaml: the same board under ncnn. One that is there only changes its model."""
+    """NAME.ncnn.yaml beside NAME.yaml: the same board under ncnn; one that is there changes its model."""
     path = TARGETS_FOLDER / f"{name}.ncnn.yaml"
     if path.exists():
         text = path.read_text(encoding="utf-8").replace("  model: cpu\n", "  model: arm\n")
