@@ -170,19 +170,23 @@ def _board(key: str, one: Row, group: int, by_model: dict[str, Row], names: Sequ
     return Board(key, one.device, one.threads, one.cores, one.precision, group, ms)
 
 
-def fit_boards(boards: Boards, integers: bool = True) -> BoardFit:
+def fit_boards(
+    boards: Boards, integers: bool = True, prior: Prior = FLOAT_PRIOR, noise: Noise | None = None
+) -> BoardFit:
     """Float constants of all settings, then 8-bit ones as ratios to them."""
-    floats = _fit(boards, boards.floats, FLOAT_PRIOR, None)
+    floats = _fit(boards, boards.floats, prior, None, noise)
     if not integers or not boards.integers:
         return BoardFit(boards, floats, None)
     base = floats.log_constants[[board.sibling for board in boards.integers]]
     return BoardFit(boards, floats, _fit(boards, boards.integers, INTEGER_PRIOR, base))
 
 
-def _fit(boards: Boards, settings: Sequence[Board], prior: Prior, base: Array | None) -> Fleet:
+def _fit(
+    boards: Boards, settings: Sequence[Board], prior: Prior, base: Array | None, noise: Noise | None = None
+) -> Fleet:
     ms = np.stack([board.ms for board in settings])
     counts = np.broadcast_to(boards.counts, (len(settings), *boards.counts.shape))
-    return fit_fleet(ms, counts, [board.group for board in settings], prior, Noise(), base)
+    return fit_fleet(ms, counts, [board.group for board in settings], prior, noise or Noise(), base)
 
 
 def left_out_networks(boards: Boards) -> tuple[Array, Array]:

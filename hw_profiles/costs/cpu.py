@@ -1,7 +1,7 @@
 """CPU kernels: time = sum of constant x feature, the features being the loops which the kernels run.
 
 A feature is a count (padded MACs, rows, bytes), a constant nanoseconds per count, fitted with
-non-negative least squares by scripts/fit_x86.py and scripts/fit_arm.py. The staircase is in the
+non-negative least squares by scripts/fit_x86.py (Arm boards: `costs.arm`). The staircase is in the
 counts: channels are rounded up as the kernel rounds them. Every function returns (P, k) arrays.
 """
 
