@@ -3,7 +3,7 @@
     .venv/bin/python scripts/bench_predictor.py --published   # boards, phones, GPU, FPGA: published rows only
     .venv/bin/python scripts/bench_predictor.py --local       # profile this machine, then networks end to end
 
-Both print tables beside their baselines; --published needs no device and some ten minutes.
+Both print tables beside their baselines; --published needs no device and a few minutes.
 """
 
 from __future__ import annotations
