@@ -44,13 +44,13 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
         return base.model_copy(update={**changes, "title": "this machine: x86-64, AVX-512 VNNI, onnxruntime"})
     arm = machine in ("aarch64", "arm64")
     isa = "arm64" if arm else ("avx2" if "avx2" in flags else machine)
-    factors = _FACTORS.get(isa, _FACTORS["other"])
+    factors = VECTOR_FACTORS.get(isa, VECTOR_FACTORS["other"])
     changes |= {
         "title": f"this machine: {isa}, onnxruntime",
         "isa": isa,
         "runtime": base.runtime.model_copy(update={"templates": "host"}),
         "numerics": base.numerics.model_copy(update={"reduced_range_weights": isa == "avx2"}),
-        "cost": _slower(base.cost, *factors),
+        "cost": slower(base.cost, *factors),
         "validation": base.validation.model_copy(
             update={
                 "status": "unvalidated",
@@ -67,11 +67,12 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
 
 _WIDTH = "vector width against 512-bit AVX-512 VNNI (Arm and Intel instruction-set references)"
 #: Factors on (float, integer) arithmetic constants, and the 90 % factor that remains unknown.
-_FACTORS = {"avx2": (2.0, 4.0, 1.8), "arm64": (4.0, 4.0, 2.5), "other": (4.0, 8.0, 3.0)}
+VECTOR_FACTORS = {"avx2": (2.0, 4.0, 1.8), "arm64": (4.0, 4.0, 2.5), "other": (4.0, 8.0, 3.0)}
 _ARITHMETIC = ("macs", "tiles", "broadcast", "accumulate", "taps", "left_taps", "row_taps", "edge", "depth")
 
 
-def _slower(cost: Cost, float_factor: float, int_factor: float, unknown: float) -> Cost:
+def slower(cost: Cost, float_factor: float, int_factor: float, unknown: float) -> Cost:
+    """A cost table with its arithmetic constants times a factor; `unknown` (a factor) widens it."""
     constants = {}
     for table, entries in cost.constants.items():
         factor = int_factor if "int8" in table else float_factor

@@ -48,7 +48,7 @@ class Runtime(_Frozen):
     "x86-avx2": the host's version on an AVX2 processor, emulated where the host is another.
     """
 
-    name: Literal["onnxruntime", "ncnn", "tensorrt", "bitfusion-simulator"]
+    name: Literal["onnxruntime", "ncnn", "tensorrt", "vitis-ai", "bitfusion-simulator", "haq-simulator"]
     templates: Literal["host", "host-without-nchwc", "x86-avx2", "program", "rules"]
     version: str = ""
 
@@ -107,7 +107,7 @@ class Interval(_Frozen):
 class Cost(_Frozen):
     """Name of the cost model in `hw_profiles.costs` and its constants, by kernel class and feature."""
 
-    model: Literal["cpu", "gpu", "bitfusion"]
+    model: Literal["cpu", "arm", "gpu", "bitfusion", "dpu", "bitserial"]
     constants: dict[str, dict[str, Constant]]
     table: str | None = None
     interval: Interval
@@ -171,7 +171,7 @@ def load_target(name: str | Path) -> Target:
         from hw_profiles.local import local_target
 
         return local_target()
-    return _files()[names[str(name)]]
+    return _shipped(names[str(name)])
 
 
 def list_targets() -> list[str]:
@@ -188,6 +188,7 @@ def forget_targets() -> None:
     """Read target files anew from now on: a fit has rewritten one."""
     _index.cache_clear()
     _files.cache_clear()
+    _shipped.cache_clear()
 
 
 def siblings(target: Target) -> list[str]:
@@ -199,15 +200,24 @@ def siblings(target: Target) -> list[str]:
 def _index() -> dict[str, str]:
     """Name or alias -> name. Files may be called otherwise than the target: names may hold a slash."""
     found = {"local": "local"}
-    for name, target in _files().items():
-        found |= dict.fromkeys((name, *target.aliases), name)
+    for name, (_, aliases) in _files().items():
+        found |= dict.fromkeys((name, *aliases), name)
     return found
 
 
 @lru_cache(maxsize=1)
-def _files() -> dict[str, Target]:
-    """Name -> target, of all shipped files."""
-    return {target.name: target for target in map(_read, sorted(TARGETS_FOLDER.glob("*.yaml")))}
+def _files() -> dict[str, tuple[Path, tuple[str, ...]]]:
+    """Name -> (file, aliases) of the shipped targets, told from their first lines: whole files take long."""
+    found = {}
+    for path in sorted(TARGETS_FOLDER.glob("*.yaml")):
+        head = yaml.safe_load(path.read_text(encoding="utf-8").partition("\nkind:")[0])
+        found[str(head["name"])] = (path, tuple(head.get("aliases") or ()))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _shipped(name: str) -> Target:
+    return _read(_files()[name][0])
 
 
 def _read(path: Path) -> Target:

@@ -1,6 +1,6 @@
-"""Fit the wave model to V100 TensorRT convolutions and scale it to the T4 by data-sheet peaks.
+"""Fit the wave model to V100 TensorRT convolutions and scale it to other GPUs by data-sheet peaks.
 
-    .venv/bin/python scripts/fit_gpu.py             # held-out errors, and gpu-t4's constants rewritten
+    .venv/bin/python scripts/fit_gpu.py             # held-out errors, and the targets rewritten
     .venv/bin/python scripts/fit_gpu.py --dry-run   # errors only
 
 Held out: shapes (all batches of one shape together), five folds, per precision. What nobody here can measure
@@ -37,9 +37,32 @@ from hw_profiles.target import DATA_FOLDER, TARGETS_FOLDER, forget_targets, load
 
 TARGET = "gpu-t4"
 COMMAND = "python scripts/fit_gpu.py"
-V100_PROCESSORS, T4_PROCESSORS = 80.0, 40.0
-#: Data-sheet peaks: TMAC/s of fp32, fp16 (V100, T4) and int8 (T4 against V100's fp16), GB/s of memory.
-PEAKS = {"fp32": (7.85, 4.05), "fp16": (62.5, 32.5), "int8": (62.5, 65.0), "memory": (900.0, 320.0)}
+V100_PROCESSORS = 80.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Data-sheet peaks (hardware_facts.csv): TMAC/s, GB/s, multiprocessors; `unknown` is the factor either
+    way (90 %) that scaling from a V100 leaves, guessed wider the further a GPU is from it."""
+
+    fp32: float
+    fp16: float
+    int8: float
+    memory: float
+    processors: float
+    unknown: float
+
+
+V100 = Gpu(
+    7.85, 62.5, 62.5, 900.0, V100_PROCESSORS, 1.0
+)  # int8 takes the shape of fp16's tensor-core kernels
+GPUS = {
+    "gpu-t4": Gpu(4.05, 32.5, 65.0, 320.0, 40.0, 1.5),
+    "gpu-a100": Gpu(9.75, 156.0, 312.0, 2039.0, 108.0, 1.5),
+    "gpu-h100": Gpu(33.5, 494.5, 989.5, 3350.0, 132.0, 2.0),
+    "jetson-orin-nano": Gpu(0.64, 5.0, 10.0, 68.0, 8.0, 2.0),
+    "jetson-nano": Gpu(0.118, 0.2359, 0.2359, 25.6, 1.0, 2.5),
+}
 FOLDS = 5
 
 
@@ -150,33 +173,32 @@ def hawq() -> dict[str, np.ndarray]:
     return found
 
 
-def write(constants: dict[Key, float], errors: np.ndarray) -> None:
-    """The target's constants and interval."""
-    path = TARGETS_FOLDER / f"{TARGET}.yaml"
-    peaks = "ratio of data-sheet peaks V100 / T4, hardware_facts.csv"
-    scale = {("scale", f"compute_{p}"): PEAKS[p][0] / PEAKS[p][1] for p in ("fp32", "fp16", "int8")}
-    scale |= {
-        ("scale", "memory"): PEAKS["memory"][0] / PEAKS["memory"][1],
-        ("scale", "processors"): T4_PROCESSORS,
-    }
+def write(name: str, gpu: Gpu, constants: dict[Key, float], errors: np.ndarray) -> None:
+    """A target's constants and interval."""
+    path = TARGETS_FOLDER / f"{name}.yaml"
+    peaks = f"ratio of data-sheet peaks V100 / {name.removeprefix('gpu-')}, hardware_facts.csv"
+    scale = {("scale", f"compute_{p}"): getattr(V100, p) / getattr(gpu, p) for p in ("fp32", "fp16", "int8")}
+    scale |= {("scale", "memory"): V100.memory / gpu.memory, ("scale", "processors"): gpu.processors}
     source = "V100 TensorRT convolutions, fitted by scripts/fit_gpu.py"
+    reason = f"scaled from V100 by peaks: x{gpu.unknown:g} either way, unmeasured"
     text = [
         "  interval:",
         f'    log_sigma: {{value: {log_sigma(errors):.4g}, source: "V100 shapes held out, {COMMAND}"}}',
-        '    runtime_factor: {value: 1.5, source: "scaled from V100 to T4 by peaks: as between runtimes"}',
+        f'    runtime_factor: {{value: {gpu.unknown}, source: "{reason}"}}',
         constants_yaml({**constants, **scale}, {"": source, "scale": peaks}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")
 
 
-def write_backing(errors: np.ndarray, layers: np.ndarray) -> None:
-    """What a prediction rests on; TensorRT was not measured on a T4, so the target stays unvalidated."""
+def write_backing(name: str, errors: np.ndarray, layers: np.ndarray) -> None:
+    """What a prediction rests on; TensorRT was measured on a V100 only, so the target stays unvalidated."""
     backing = (
-        f"V100 TensorRT kernels (held-out median error {np.median(errors):.0%}) scaled to the T4 by peaks; "
-        f"published T4 int8 layers agree within {np.median(layers):.0%} after one scale"
+        f"V100 TensorRT kernels (held-out median error {np.median(errors):.0%}) scaled by data-sheet peaks"
     )
+    if name == TARGET:
+        backing += f"; published T4 int8 layers agree within {np.median(layers):.0%} after one scale"
     text = f'validation: {{status: unvalidated}}\nbacking: "{backing}"'
-    replace_block(TARGETS_FOLDER / f"{TARGET}.yaml", "validation", text)
+    replace_block(TARGETS_FOLDER / f"{name}.yaml", "validation", text)
 
 
 def all_constants(ops: Sequence[Op]) -> dict[Key, float]:
@@ -212,7 +234,9 @@ def main() -> None:
         print(f"{precision:24s} {len(e):6d} {np.median(e):8.1%} {np.quantile(e, 0.9):8.1%}   ", end="")
         print(f"{np.median(b):8.1%} {np.quantile(b, 0.9):8.1%}")
     if not arguments.dry_run:
-        write(all_constants(ops), found["fp16"])
+        for name, gpu in GPUS.items():
+            write(name, gpu, all_constants(ops), found["fp16"])
+            write_backing(name, found["fp16"], np.ones(1))
         forget_targets()
     layers = hawq()
     for name, e in layers.items():
@@ -220,7 +244,8 @@ def main() -> None:
             f"T4 int8 {name}: median {np.median(e):.1%}, p90 {np.quantile(e, 0.9):.1%} over {len(e)} layers"
         )
     if not arguments.dry_run:
-        write_backing(found["fp16"], np.concatenate(list(layers.values())))
+        write_backing(TARGET, found["fp16"], np.concatenate(list(layers.values())))
+        forget_targets()
 
 
 if __name__ == "__main__":

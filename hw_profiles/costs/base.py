@@ -106,6 +106,18 @@ def cost_model(target: Target) -> CostModel:
         from hw_profiles.costs.gpu import GpuCost
 
         return GpuCost(target)
+    if target.cost.model == "arm":
+        from hw_profiles.costs.arm import ArmCost
+
+        return ArmCost(target)
+    if target.cost.model == "dpu":
+        from hw_profiles.costs.dpu import DpuCost
+
+        return DpuCost(target)
+    if target.cost.model == "bitserial":
+        from hw_profiles.costs.bitserial import BitSerialCost
+
+        return BitSerialCost(target)
     from hw_profiles.costs.fpga import BitFusionCost
 
     return BitFusionCost(target)

@@ -36,14 +36,11 @@ _CLASS = {name: i for i, name in enumerate(CLASSES)}
 _VARIANTS = (
     "dense", "pointwise", "depthwise", "first", "grouped",
     "gathered", "pointwise_gathered", "depthwise_gathered",
-    "wide", "winograd",
+    "wide",
 )  # fmt: skip
 _DEPTHWISE = (2, 7)
-#: Behind a family's name: the table with the share of each feature ("macs", or "winograd.macs" of a variant)
-#: that threads divide. Families without one are divided by the shares of their class of cost.
-_PARALLEL = "/parallel"
 #: Variant without a direct kernel for each variant that may have one.
-_GATHERED = np.array([5, 6, 7, 3, 4, 5, 6, 7, 8, 9])
+_GATHERED = np.array([5, 6, 7, 3, 4, 5, 6, 7, 8])
 
 #: Operations priced by elements in, elements out and window taps; the name is the table of constants.
 SIMPLE: dict[str, str] = {
@@ -101,13 +98,11 @@ def simple_features(s: Shapes, width_in: Array | float, width_out: Array | float
 
 
 def family(kind: KernelKind) -> str:
-    """Kernel family of a kind: nchwc, plain, ncnn or int8 convolution, gemm.float, gemm.int8, or simple."""
+    """Kernel family of a kind: nchwc, plain or int8 convolution, gemm.float, gemm.int8, or simple."""
     integer = kind.precision == "int8" or kind.op.startswith("Q")
     if kind.op in CONV_OPS:
         if ASYMMETRIC in kind.fused:
             return "int8/asymmetric"
-        if kind.domain == "ncnn":
-            return "ncnn8" if integer else "ncnn"
         return "int8" if integer else ("nchwc" if "nchwc" in kind.domain else "plain")
     if kind.op in MATMUL_OPS:
         return "gemm.int8" if integer else "gemm.float"
@@ -119,20 +114,11 @@ def variants(name: str, s: Shapes) -> Index:
     kind = np.where(s.kernel_h * s.kernel_w == 1.0, 1, 0)
     if name == "nchwc":
         kind = np.where(s.cin < LANES, 3, np.where(s.kernel_h * s.kernel_w > 9.0, 8, kind))
-    if name.startswith("ncnn"):
-        kind = np.where(by_winograd(s), _VARIANTS.index("winograd"), kind)
     thin = (s.groups > 1.0) & (s.groups == s.cin) & (s.cin == s.cout)
     kind = np.where(thin, 2, np.where(s.groups > 1.0, 4, kind))
     if name.startswith("int8"):
         kind = np.where(has_direct_kernel(s) & (name == "int8"), kind, _GATHERED[kind])
     return np.asarray(kind, dtype=np.intp)
-
-
-def by_winograd(s: Shapes) -> NDArray[np.bool_]:
-    """Whether ncnn on Arm runs a float convolution by Winograd's algorithm: 3x3, stride 1, at least 8
-    channels on both sides, as scripts/fit_arm.py told them apart."""
-    window = (s.kernel_h == 3.0) & (s.kernel_w == 3.0) & (s.stride_h == 1.0) & (s.stride_w == 1.0)
-    return np.asarray(window & (s.groups == 1.0) & (np.minimum(s.cin, s.cout) >= 8.0))
 
 
 def has_direct_kernel(s: Shapes) -> NDArray[np.bool_]:
@@ -189,39 +175,30 @@ class CpuCost(CostModel):
                 self._simple(batch, index, cold, busy, overhead, classes)
             elif name.startswith("gemm"):
                 s = Shapes(batch, index, cold)
-                busy[:, index] = self._weigh(name, s, threads)
+                busy[:, index] = self._weigh(name, s)
                 overhead[index] = self.value(self._resolve(name), "overhead")
                 classes[index] = _CLASS["gemm"]
             else:
-                self._convolutions(name, batch, index, cold, busy, overhead, classes, threads)
+                self._convolutions(name, batch, index, cold, busy, overhead, classes)
         unknown = tuple(dict.fromkeys(k.op for k in batch.kinds if _is_unknown(k)))
-        scaled = self._threads(busy, batch.kinds, classes, threads)
+        scaled = self._threads(busy, classes, threads)
         network = self.value("network", "overhead") * 1e-3
         if threads > 1:
             overhead += self.value("parallel", "wait", 0.0)
         return Costs(scaled * 1e-3, overhead * 1e-3, network, classes, unknown)
 
-    def _threads(self, busy: Array, kinds: tuple[KernelKind, ...], classes: Index, threads: int) -> Array:
+    def _threads(self, busy: Array, classes: Index, threads: int) -> Array:
         if threads == 1:
             return busy
         shares = np.array([self.value("parallel", name, 0.0) for name in CLASSES])[classes]
-        for name, members in _families(kinds).items():
-            if f"{name}{_PARALLEL}" in self.constants:  # divided already, feature by feature
-                shares[members] = 0.0
         return np.asarray(busy * (1.0 - shares + shares / threads))
 
-    def _weigh(self, table: str, s: Shapes, threads: int) -> Array:
-        """Nanoseconds of one thread, or of ``threads`` where the target tells the shares by feature."""
+    def _weigh(self, table: str, s: Shapes) -> Array:
         constants = self.constants[self._resolve(table)]
-        family = table if table.startswith("gemm") else table.split(".")[0]
-        shares = self.constants.get(f"{family}{_PARALLEL}", {})
         total: Array | float = 0.0
         for feature, count in MODELS[table](s).items():
             if feature in constants and constants[feature].value:
-                own = f"{table.partition('.')[2]}.{feature}"
-                share = shares.get(own, shares.get(feature))
-                left = 1.0 if share is None else 1.0 - share.value * (1.0 - 1.0 / threads)
-                total = total + constants[feature].value * left * count
+                total = total + constants[feature].value * count
         return np.asarray(total)
 
     def _resolve(self, table: str) -> str:
@@ -232,7 +209,7 @@ class CpuCost(CostModel):
 
     def _convolutions(
         self, name: str, batch: KernelBatch, index: Index, cold: tuple[Array, Array],
-        busy: Array, overhead: Array, classes: Index, threads: int,
+        busy: Array, overhead: Array, classes: Index,
     ) -> None:  # fmt: skip
         kinds = variants(name, Shapes(batch, index, cold))
         first = kinds[0]
@@ -243,12 +220,12 @@ class CpuCost(CostModel):
             launches[variant] = self.value(self._resolve(table), "overhead")
             mine = (kinds == variant).any(axis=0)
             chosen = index[mine]
-            cost = self._weigh(table, Shapes(batch, chosen, cold), threads)
+            cost = self._weigh(table, Shapes(batch, chosen, cold))
             busy[:, chosen] = np.where(kinds[:, mine] == variant, cost, busy[:, chosen]) if mixed else cost
         overhead[index] = launches[first]
         if mixed:  # launches belong to kernels, not to policies: what a policy's variant differs by is busy
             busy[:, index] += launches[kinds] - launches[first]
-        dense = _CLASS["conv_int" if name.startswith("int8") or name == "ncnn8" else "conv_float"]
+        dense = _CLASS["conv_int" if name.startswith("int8") else "conv_float"]
         classes[index] = np.where(np.isin(first, _DEPTHWISE), _CLASS["depthwise"], dense)
 
     def _simple(
@@ -282,9 +259,6 @@ _FALLBACK = {
     "int8.pointwise": "int8.dense", "int8.depthwise": "int8.dense",
     "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
     "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
-    "ncnn.pointwise": "ncnn.dense", "ncnn.grouped": "ncnn.dense", "ncnn.winograd": "ncnn.dense",
-    "ncnn.depthwise": "ncnn.dense", "ncnn8.pointwise": "ncnn8.dense", "ncnn8.grouped": "ncnn8.dense",
-    "ncnn8.winograd": "ncnn8.dense", "ncnn8.depthwise": "ncnn8.dense",
     "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
     "skipnorm": "norm",
 }  # fmt: skip

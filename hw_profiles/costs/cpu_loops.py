@@ -190,17 +190,6 @@ MODELS: dict[str, FeatureFunction] = {
     "int8.pointwise_gathered": int8_dense,
     "int8.depthwise_gathered": int8_depthwise,
     "plain.grouped": plain_dense,
-    "ncnn.dense": plain_dense,
-    "ncnn.pointwise": plain_dense,
-    "ncnn.winograd": plain_dense,
-    "ncnn.depthwise": plain_depthwise,
-    "ncnn.grouped": plain_dense,
-    # ncnn's integer layers: fitted as the float loops times a ratio, quantising their input included
-    "ncnn8.dense": plain_dense,
-    "ncnn8.pointwise": plain_dense,
-    "ncnn8.winograd": plain_dense,
-    "ncnn8.depthwise": plain_depthwise,
-    "ncnn8.grouped": plain_dense,
     "gemm.float": float_gemm,
     "gemm.int8": int8_gemm,
 }

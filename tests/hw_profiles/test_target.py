@@ -10,7 +10,12 @@ import yaml
 from hw_profiles.errors import BadTargetError, HwProfilesError, UnknownTargetError
 from hw_profiles.target import TARGETS_FOLDER, list_targets, load_target, target_schema
 
-NAMES = ["fpga-bitfusion", "gpu-t4", "local", "raspberry-pi-4", "raspberry-pi-4/ncnn", "x86-avx512-vnni"]
+NAMES = [
+    "fpga-bitfusion", "fpga-haq-bismo", "fpga-zcu104-dpu", "gpu-a100", "gpu-h100", "gpu-t4", "jetson-nano",
+    "jetson-orin-nano", "local", "pixel-3", "pixel-3/ncnn", "raspberry-pi-3", "raspberry-pi-3/ncnn",
+    "raspberry-pi-4", "raspberry-pi-4/ncnn", "raspberry-pi-5", "raspberry-pi-5/ncnn", "raspberry-pi-zero-2-w",
+    "raspberry-pi-zero-2-w/ncnn", "rk3588", "rk3588/ncnn", "x86-avx2", "x86-avx512-vnni",
+]  # fmt: skip
 
 
 def _edited(tmp_path: Path, **changes: object) -> Path:

@@ -1,0 +1,44 @@
+"""HAQ's published table of a bit-serial array, as kernels: 53 layers of MobileNetV2 at 1 to 8 bits."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from hw_profiles.costs.bitserial import TABLE_BATCH
+from hw_profiles.kernel import Array, KernelBatch, KernelKind, make_batch
+from hw_profiles.published import read_csv
+
+TABLE = "haq_bismo.csv.gz"
+
+
+@lru_cache(maxsize=1)
+def haq_table() -> tuple[tuple[tuple[float, ...], ...], Array]:
+    """(shapes, cycles): per layer (cin, cout, kernel, stride, out, groups); cycles (53, 8, 8) by bits - 1."""
+    names = ("cin", "cout", "kernel", "stride", "out", "groups")
+    shapes: dict[int, tuple[float, ...]] = {}
+    cycles = np.zeros((53, 8, 8))
+    for r in read_csv(TABLE):
+        layer = int(r["layer"])
+        shapes[layer] = tuple(float(r[n]) for n in names)
+        cycles[layer, int(r["weight_bits"]) - 1, int(r["act_bits"]) - 1] = float(r["cycles"])
+    return tuple(shapes[i] for i in sorted(shapes)), cycles
+
+
+def mobilenet_v2(weight_bits: Array, act_bits: Array) -> KernelBatch:
+    """The published network with bits per layer, (P, 53) each, as one batch of policies."""
+    shapes, _ = haq_table()
+    cin, cout, kernel, stride, out, groups = np.array(shapes).T
+    kinds = tuple(
+        KernelKind("Conv", precision="w8a8", layer=f"layer{i}", weight_bearing=True)
+        for i in range(len(shapes))
+    )
+    return make_batch(
+        kinds,
+        {
+            "batch": float(TABLE_BATCH), "cin": cin, "cout": cout, "groups": groups, "kernel_h": kernel,
+            "kernel_w": kernel, "stride_h": stride, "stride_w": stride, "out_h": out, "out_w": out,
+            "weight_bits": weight_bits, "act_bits": act_bits,
+        },
+    )  # fmt: skip
