@@ -377,29 +377,36 @@ def test_two_cores_at_once_share_a_sysroot(built):
     """Integer kernels differ: only the A76 has dot products; each core sees its own /proc."""
     model = _integer_network()
     with EmulatedArm("cortex-a72", built) as old, EmulatedArm("cortex-a76", built) as new:
-        work = Work("int8", model, runs=2, rounds=1, answers=True)
+        x = np.random.default_rng(2).integers(0, 256, (1, 32, 14, 14)).astype(np.uint8)
+        work = Work("int8", model, runs=2, rounds=1, answers=True, inputs={"x": x})
         a, b = (next(iter(d.measure([work]))) for d in (old, new))
         a_again = next(iter(old.measure([work])))
     assert a.by_class("dot") == a_again.by_class("dot") == 0
     assert b.by_class("dot") > 0
     assert a.by_class("multiply_wide") > 0
     assert b.best < a.best
-    np.testing.assert_array_equal(a.outputs[0], b.outputs[0])
+    for sample in (a, b):
+        np.testing.assert_array_equal(sample.outputs[0], _convolved(x, 127))
 
 
-def _integer_network() -> bytes:
-    """One 3x3 convolution between u8 tensors, as quantise/dequantise."""
-    rng = np.random.default_rng(0)
+def _codes(limit: int) -> np.ndarray:
+    """Weights of the integer network."""
+    return np.random.default_rng(0).integers(-limit, limit + 1, (32, 32, 3, 3)).astype(np.int8)
+
+
+def _integer_network(limit: int = 127) -> bytes:
+    """One 3x3 convolution between u8 tensors, as quantise/dequantise: y = x * w * 2^-11, zero points 128."""
     constants = {
-        "w_q": rng.integers(-127, 128, (32, 32, 3, 3)).astype(np.int8),
-        "w_s": np.full(32, 0.01, np.float32), "w_z": np.zeros(32, np.int8),
-        "s": np.asarray(0.05, np.float32), "z": np.asarray(128, np.uint8),
+        "w_q": _codes(limit),
+        "w_s": np.full(32, 2.0**-6, np.float32), "w_z": np.zeros(32, np.int8),
+        "s": np.asarray(2.0**-5, np.float32), "t": np.asarray(1.0, np.float32),
+        "z": np.asarray(128, np.uint8),
     }  # fmt: skip
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "s", "z"], ["xf"], "x_dq"),
         helper.make_node("DequantizeLinear", ["w_q", "w_s", "w_z"], ["w"], "w_dq", axis=0),
         helper.make_node("Conv", ["xf", "w"], ["yf"], "conv", pads=[1] * 4),
-        helper.make_node("QuantizeLinear", ["yf", "s", "z"], ["y"], "y_q"),
+        helper.make_node("QuantizeLinear", ["yf", "t", "z"], ["y"], "y_q"),
     ]
     graph = helper.make_graph(
         nodes,
@@ -411,6 +418,31 @@ def _integer_network() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     data: bytes = model.SerializeToString()
     return data
+
+
+def _convolved(x: np.ndarray, limit: int) -> np.ndarray:
+    """What the integer network is to answer, in whole numbers."""
+    padded = np.pad(x.astype(np.int64) - 128, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    sums = np.einsum("bcyxhw,ochw->boyx", windows, _codes(limit).astype(np.int64))
+    return np.clip(np.rint(sums / 2**11) + 128, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.slow
+def test_integers_of_avx2_saturate_with_eight_bits_and_not_with_seven():
+    """Without VNNI two u8 x s8 products add in 16 bits: 2 * 255 * 127 does not fit, 2 * 255 * 63 does."""
+    if shutil.which("qemu-x86_64") is None:
+        pytest.skip("no qemu-x86_64; apt-get install qemu-user")
+    x = np.random.default_rng(2).integers(0, 256, (1, 32, 14, 14)).astype(np.uint8)
+    works = [
+        Work(str(limit), _integer_network(limit), runs=1, answers=True, inputs={"x": x})
+        for limit in (127, 63)
+    ]
+    with EmulatedX86() as device:
+        found = {s.key: s for s in device.measure(works)}
+    np.testing.assert_array_equal(found["63"].outputs[0], _convolved(x, 63))
+    wrong = found["127"].outputs[0] != _convolved(x, 127)
+    assert wrong.mean() > 0.01
 
 
 @pytest.mark.slow
