@@ -244,11 +244,11 @@ def repeats(case: Case, core: str) -> dict[str, float]:
 
 def layer_table(rows: Sequence[Mapping[str, Any]], cores: Sequence[str]) -> list[str]:
     """Ratios of single layers, three columns a core."""
-    lines = [f"{'fp32 / int8 instructions':24s}" + "".join(f"{c:>30s}" for c in cores)]
-    lines.append(f"{'one layer':24s}" + f"{'by hand':>12s}{'whole':>9s}{'kernel':>9s}" * len(cores))
+    lines = [f"{'fp32 / int8 instructions':26s}" + "".join(f"{c:>30s}" for c in cores)]
+    lines.append(f"{'one layer':26s}" + f"{'by hand':>12s}{'whole':>9s}{'kernel':>9s}" * len(cores))
     for row in rows:
         parts = [f"{row['known'].get(c, float('nan')):12.2f}{row[c][0]:9.2f}{row[c][1]:9.2f}" for c in cores]
-        lines.append(f"  {row['layer']:22s}" + "".join(parts))
+        lines.append(f"  {row['layer']:24s}" + "".join(parts))
     return lines
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from hw_profiles.devices import emulated_guest, sysroot
 from hw_profiles.devices.contract import DeviceFacts, Work
@@ -31,6 +30,7 @@ from hw_profiles.devices.emulation import Guest, GuestDied, GuestRefused, Machin
 from hw_profiles.devices.sysroot import BUILD_COMMAND, PLUGIN_SOURCES, SYSROOT_VERSION, Sysroot
 from hw_profiles.errors import DeviceError
 from hw_profiles.onnx_kernels import kernels_of, read_record
+from tests.hw_profiles.devices.emulated_networks import convolved, float_network, integer_network
 
 #: Instruction words as an assembler makes them, and the classes besides "all".
 WORDS = {
@@ -215,7 +215,7 @@ def test_guest_answers_refuses_and_goes_on(tmp_path):
     guest = Guest(_here(), patience_s=60.0)
     try:
         assert guest.facts["onnxruntime"] == onnxruntime.__version__
-        path = guest.write("net.onnx", _network())
+        path = guest.write("net.onnx", float_network())
         with pytest.raises(GuestRefused, match="NoSuchFile"):
             guest.ask("load", key="a", model=path + "x", inputs=None)
         guest.ask("load", key="a", model=path, inputs=None)
@@ -269,7 +269,7 @@ class _Dying(_Emulated):
 
 
 def test_a_network_that_brings_the_guest_down_is_an_error_of_its_own():
-    works = [Work(key, _network(), runs=4, rounds=2, answers=True) for key in ("first", "bad", "last")]
+    works = [Work(key, float_network(), runs=4, rounds=2, answers=True) for key in ("first", "bad", "last")]
     with _Dying(60.0) as device:
         found = {s.key: s for s in device.measure(works)}
         assert "the guest died at 'answer' (signal 9)" in found["bad"].error
@@ -281,29 +281,6 @@ def test_a_network_that_brings_the_guest_down_is_an_error_of_its_own():
         folder = device._guest.folder
         assert not any(p.is_dir() for p in folder.iterdir())
     assert not folder.exists()
-
-
-def _network(channels: int = 16, seed: int = 0) -> bytes:
-    """Convolution, ReLU, convolution, pooling on (1, 3, 16, 16)."""
-    rng = np.random.default_rng(seed)
-    shapes = {"w": (channels, 3, 3, 3), "v": (channels, channels, 3, 3)}
-    weights = {n: (0.2 * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], "first", pads=[1] * 4),
-        helper.make_node("Relu", ["a"], ["b"], "relu"),
-        helper.make_node("Conv", ["b", "v"], ["c"], "second", pads=[1] * 4),
-        helper.make_node("GlobalAveragePool", ["c"], ["y"], "pool"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, channels, 1, 1])],
-        [numpy_helper.from_array(v, n) for n, v in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    data: bytes = model.SerializeToString()
-    return data
 
 
 # -- under the emulator
@@ -322,12 +299,12 @@ def built() -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("core", sorted(CORES))
 def test_answers_and_counts_of_a_core(built, core):
-    model, x = _network(), np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    model, x = float_network(), np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
     works = [
         Work("net", model, runs=8, kernels=True, answers=True, inputs={"x": x}),
         Work("junk", b"not a model"),
         Work("two threads", model, threads=2),
-        Work("wide", _network(32), runs=5, rounds=2),
+        Work("wide", float_network(32), runs=5, rounds=2),
     ]
     with EmulatedArm(core, built) as device:
         found = {s.key: s for s in device.measure(works)}
@@ -356,7 +333,7 @@ def test_answers_and_counts_of_a_core(built, core):
 
 @pytest.mark.slow
 def test_a_guest_that_is_killed_takes_nothing_else_down(built):
-    works = [Work(f"net{i}", _network(16, i), runs=4, rounds=2) for i in range(3)]
+    works = [Work(f"net{i}", float_network(16, i), runs=4, rounds=2) for i in range(3)]
     with EmulatedArm("cortex-a72", built) as device:
         before = [s.best for s in device.measure(works)]
         device._guest._process.kill()
@@ -375,42 +352,34 @@ def test_a_guest_that_is_killed_takes_nothing_else_down(built):
 @pytest.mark.slow
 def test_two_cores_at_once_share_a_sysroot(built):
     """Integer kernels differ: only the A76 has dot products; each core sees its own /proc."""
-    model = _integer_network()
+    model = integer_network()
     with EmulatedArm("cortex-a72", built) as old, EmulatedArm("cortex-a76", built) as new:
-        work = Work("int8", model, runs=2, rounds=1, answers=True)
+        x = np.random.default_rng(2).integers(0, 256, (1, 32, 14, 14)).astype(np.uint8)
+        work = Work("int8", model, runs=2, rounds=1, answers=True, inputs={"x": x})
         a, b = (next(iter(d.measure([work]))) for d in (old, new))
         a_again = next(iter(old.measure([work])))
     assert a.by_class("dot") == a_again.by_class("dot") == 0
     assert b.by_class("dot") > 0
     assert a.by_class("multiply_wide") > 0
     assert b.best < a.best
-    np.testing.assert_array_equal(a.outputs[0], b.outputs[0])
+    for sample in (a, b):
+        np.testing.assert_array_equal(sample.outputs[0], convolved(x, 127))
 
 
-def _integer_network() -> bytes:
-    """One 3x3 convolution between u8 tensors, as quantise/dequantise."""
-    rng = np.random.default_rng(0)
-    constants = {
-        "w_q": rng.integers(-127, 128, (32, 32, 3, 3)).astype(np.int8),
-        "w_s": np.full(32, 0.01, np.float32), "w_z": np.zeros(32, np.int8),
-        "s": np.asarray(0.05, np.float32), "z": np.asarray(128, np.uint8),
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["xf"], "x_dq"),
-        helper.make_node("DequantizeLinear", ["w_q", "w_s", "w_z"], ["w"], "w_dq", axis=0),
-        helper.make_node("Conv", ["xf", "w"], ["yf"], "conv", pads=[1] * 4),
-        helper.make_node("QuantizeLinear", ["yf", "s", "z"], ["y"], "y_q"),
+@pytest.mark.slow
+def test_integers_of_avx2_saturate_with_eight_bits_and_not_with_seven():
+    """Without VNNI two u8 x s8 products add in 16 bits: 2 * 255 * 127 does not fit, 2 * 255 * 63 does."""
+    if shutil.which("qemu-x86_64") is None:
+        pytest.skip("no qemu-x86_64; apt-get install qemu-user")
+    x = np.random.default_rng(2).integers(0, 256, (1, 32, 14, 14)).astype(np.uint8)
+    works = [
+        Work(str(limit), integer_network(limit), runs=1, answers=True, inputs={"x": x}) for limit in (127, 63)
     ]
-    graph = helper.make_graph(
-        nodes,
-        "integer",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 32, 14, 14])],
-        [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 32, 14, 14])],
-        [numpy_helper.from_array(v, n) for n, v in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    data: bytes = model.SerializeToString()
-    return data
+    with EmulatedX86() as device:
+        found = {s.key: s for s in device.measure(works)}
+    np.testing.assert_array_equal(found["63"].outputs[0], convolved(x, 63))
+    wrong = found["127"].outputs[0] != convolved(x, 127)
+    assert wrong.mean() > 0.01
 
 
 @pytest.mark.slow
@@ -418,7 +387,7 @@ def test_another_x86(tmp_path, monkeypatch):
     if shutil.which("qemu-x86_64") is None:
         pytest.skip("no qemu-x86_64; apt-get install qemu-user")
     monkeypatch.setenv("TAILORBIRD_ARM_SYSROOT", str(tmp_path / "none"))
-    model, x = _network(), np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    model, x = float_network(), np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
     with EmulatedX86() as device:
         work = Work("net", model, runs=4, kernels=True, answers=True, inputs={"x": x})
         sample = next(iter(device.measure([work])))
