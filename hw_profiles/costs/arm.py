@@ -53,6 +53,10 @@ COUNTS: dict[str, str] = {
 #: Tiles of the matrix kernels: pixels by eight, output channels by eight, input channels by four.
 _PIXELS, _OUTPUTS, _INPUTS = 8.0, 8.0, 4.0
 _LIGHT = 0.3
+#: Share of the fitted overhead that is launch, which a kernel pays whatever it does. The rest stands for how
+#: badly small kernels use a core, and is at most what the kernel's own work takes: published kernels take
+#: 0.1 ms and more, and a fit to their networks knows nothing of kernels of some microseconds.
+LAUNCH = 0.125
 _WINOGRAD_CHANNELS = 8.0
 _SPECIAL = frozenset({"special", "softmax", "erf", "norm", "skipnorm", "qtable"})
 #: Counts whose cost is arithmetic rather than memory, by class of cost for explanations and corrections.
@@ -195,8 +199,9 @@ class ArmCost(CostModel):
             for name, count in counts.items():
                 if constants.get(name):
                     total = total + constants[name] * count
-            busy[:, index] = total
-            overhead[index] = constants["overhead"] * overhead_count(form)
+            whole = constants["overhead"] * overhead_count(form)
+            busy[:, index] = total + np.minimum(total, (1.0 - LAUNCH) * whole)
+            overhead[index] = LAUNCH * whole
             classes[index] = self._classes(batch, form, precision, index)
         unknown = [k.op for k in batch.kinds if form_of(k) == "simple" and k.op not in SIMPLE]
         network = tables["float"].get("network", 0.0) * 1e-3

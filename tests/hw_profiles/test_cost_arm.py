@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from hw_profiles import KernelKind, Predictor, load_target, make_batch
-from hw_profiles.costs.arm import COUNTS, ArmCost, conv_counts, counts_of, product_counts, winograd_tiles
+from hw_profiles.costs.arm import (
+    COUNTS,
+    LAUNCH,
+    ArmCost,
+    conv_counts,
+    counts_of,
+    product_counts,
+    winograd_tiles,
+)
 from hw_profiles.costs.base import Shapes
 from hw_profiles.errors import BadTargetError
 from hw_profiles.kernel import KernelBatch
@@ -118,3 +126,16 @@ def test_ten_thousand_policies_of_fifty_layers_in_a_second() -> None:
     found = predictor.predict(batch)
     assert len(found.latency_ms) == 10_000
     assert time.process_time() - start < 1.0
+
+
+def test_a_kernel_pays_no_more_overhead_than_its_own_work_and_its_launch() -> None:
+    target = PI
+    whole = target.cost.constants["float@1"]["overhead"].value * 1e-6
+    rate = target.cost.constants["float@1"]["weights_row"].value * 1e-6
+    wide = np.array([[8.0], [4096.0]])
+    batch = make_batch([KernelKind("Gemm", weight_bearing=True)], {"cin": wide, "cout": wide})
+    tiny, large = Predictor(target, 1).predict(batch).latency_ms
+    work = rate * wide[:, 0] ** 2
+    assert tiny == pytest.approx(2 * work[0] + LAUNCH * whole, rel=0.05)
+    assert large == pytest.approx(work[1] + whole, rel=0.05)
+    assert tiny < 0.3 * whole

