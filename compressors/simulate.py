@@ -78,7 +78,7 @@ class _Integers:
         code = self.compressed.activations.get(name)
         if code is None:
             return value
-        if name not in self.units:
+        if self.units.pop(name, None) is None:
             return fake_quantize(value, code)
         return value.round().clamp_(code.low - code.zero_point, code.high - code.zero_point).mul_(code.scale)
 

@@ -8,7 +8,7 @@ by a scorer whose caches are empty; every so often the naive side scores the sam
 then with one thread too. A second fresh scorer goes through the same policies with the bar each had, and may
 stop early: its decisions (does the policy beat the bar?) are compared with the complete evaluations'. At last
 the same jobs go through the evaluator with as many worker processes of one thread as there are cores, whose
-caches are empty too. Times are those of the wall, but where both sides have one thread: process time there.
+caches are empty too. Times are those of the wall, but where both sides have one thread: its CPU time.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def bench(task: str, options: argparse.Namespace) -> None:
     bits = max(space.abilities.act_bits, default=None)
     some = [space.resolve(space.uniform(1.0, bits)), space.resolve(space.uniform(0.5, None))][:TUNED_ON]
     choice = tuned(setup, some, options.naive_threads)
-    clock = time.process_time if options.threads == 1 else time.perf_counter
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
     torch.set_num_threads(options.threads)
     recording = Recording(fresh(setup), clock, options.threads)
     recording.naive = Naive(setup.task, setup.scorer.network, setup.scorer.numerics, choice)
@@ -174,7 +174,7 @@ def bench(task: str, options: argparse.Namespace) -> None:
     summary = Table("", "s / evaluation", "evaluations / s", "ratio", title=f"{task}: {len(rows)} policies")
     by = f"{options.workers} workers"
     shown = (
-        ("one thread each, process time: naive", alone, alone),
+        ("one thread each, CPU time: naive", alone, alone),
         ("  ours, complete", ours, alone),
         ("  ours, early stopping", looked, alone),
         (f"at its best, wall time: naive ({choice.threads} threads)", naive, naive),
