@@ -42,6 +42,8 @@ BATCHES = (32, 64, 128, 256, 512)
 TUNED_ON = 2
 #: How many of the policies that the naive side scores it scores with one thread too: one in so many.
 ONE_THREAD_EVERY = 3
+#: Seconds after which threads of an earlier call have stopped waiting busily, which counts as CPU time.
+SPINNING = 0.4
 console = Console(width=110)
 
 
@@ -81,6 +83,7 @@ class Recording(InlineEvaluator):
             if len(self.rows) % (ONE_THREAD_EVERY * self.every) == 0:
                 choice = self.naive.choice
                 self.naive.choice = replace(choice, threads=1)
+                time.sleep(SPINNING)
                 row.naive_one = self.naive.right(job.policy)[1]
                 self.naive.choice = choice
         torch.set_num_threads(self.threads)
