@@ -17,7 +17,7 @@ from .compressed import ActivationCode, Compressed, WeightCode
 from .execute import run
 from .factorize import factorize
 from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
-from .importance import Evidence
+from .importance import Evidence, kept_units
 from .memo import Memo, nbytes
 from .policy import Factor, ResolvedPolicy
 from .prefix import PrefixCache, content, narrow_points, prefix_keys
@@ -64,6 +64,11 @@ class Network:
         structure = structure_of(traced.graph)
         weights = {k: fast_layout(v.detach().clone()) for k, v in traced.weights.items()}
         return cls(structure, weights, tuple(fast_layout(x) for x in calibration), SkeletonCache(structure))
+
+    def rank_channels(self, criterion: str) -> None:
+        """Order every group's channels by importance now, rather than when a policy first prunes it."""
+        for group in self.structure.groups:
+            kept_units(self.evidence, group, criterion, group.size)
 
     @property
     def evidence(self) -> Evidence:

@@ -96,11 +96,13 @@ class Scorer:
         self._validation = replace(task.validation, inputs=inputs)
 
     @classmethod
-    def of(cls, task: Task, numerics: Numerics) -> Scorer:
-        """Trace the task's network and get ready to score."""
+    def of(cls, task: Task, numerics: Numerics, criterion: str = "obs") -> Scorer:
+        """Trace the task's network and get ready to score: what all policies need is worked out once."""
         from compressors.apply import Network
 
-        return cls(task, Network.from_module(task.network, task.example, task.calibration), numerics)
+        network = Network.from_module(task.network, task.example, task.calibration)
+        network.rank_channels(criterion)
+        return cls(task, network, numerics)
 
     def score(self, policy: ResolvedPolicy, bar: float | None = None) -> Score:
         """Score a policy on the whole validation set, or give it up early when ``bar`` is out of reach.

@@ -136,7 +136,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         scales=config.scales,
     )
     _check_choices(config)
-    scorer = Scorer.of(task, abilities.numerics)
+    scorer = Scorer.of(task, abilities.numerics, abilities.criterion)
     structure = scorer.network.structure
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
