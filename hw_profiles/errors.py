@@ -54,3 +54,15 @@ class DeviceError(HwProfilesError):
     """A device that cannot be reached, refuses, answers nonsense, or measures too unsteadily."""
 
     exit_code = 5
+
+
+class StoreError(DeviceError):
+    """A profile that cannot be written: no space, no permission. What was measured before is kept."""
+
+    exit_code = 5
+
+
+class BadProfileError(HwProfilesError):
+    """A profile that is damaged, does not follow the schema, or cannot be merged."""
+
+    exit_code = 3

@@ -39,6 +39,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# Wheels of onnxruntime report their use to its makers and leave files in home and temporary folders, unless
+# told not to before they load (Privacy.md of onnxruntime 1.32).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 MAGIC = b"TBF1"
 #: Bytes of a head and of a whole frame, at most. Networks for small boards have some ten MB.
 HEAD_LIMIT = 64 << 20
@@ -232,12 +236,17 @@ def isa_of(cpuinfo: str, machine: str) -> str:
 
 
 def _clock(name: str) -> float | None:
-    """GHz of the fastest core."""
+    """GHz of the fastest core; of /proc/cpuinfo without the kernel's figures.
+
+    What stands there is the clock of this moment, but a constant where a machine is virtual.
+    """
     paths = Path("/sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}")
     khz = [int(text) for text in (_text(str(path)).strip() for path in paths) if text.isdigit()]
-    mhz = [
-        float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text("/proc/cpuinfo"), re.MULTILINE)
-    ]
+    text = _text("/proc/cpuinfo")
+    virtual = re.search(r"^flags\b.*\bhypervisor\b", text, re.MULTILINE)
+    if not khz and name == "cpuinfo_max_freq" and not virtual:
+        return None
+    mhz = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.MULTILINE)]
     return max(khz) / 1e6 if khz else round(max(mhz) / 1e3, 3) if mhz else None
 
 
@@ -417,6 +426,8 @@ def work(request: Mapping[str, Any], blobs: Sequence[bytes]) -> Iterator[Frame]:
         yield {"at": i}, []
         try:
             frame = _sample(works[i], runner, model, states)
+        except OSError:
+            raise  # no space left, say: nothing that is the network's fault
         except Exception as error:
             frame = _failed(works[i], error), []
         yield frame
@@ -520,6 +531,7 @@ class Jobs:
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     cwd=folder,
+                    env={**os.environ, "TMPDIR": folder},
                     start_new_session=True,  # Ctrl-C is for whoever started us
                 )
             self._worker, done = worker, False
@@ -617,6 +629,18 @@ def stdio(jobs: Jobs, source: BinaryIO, sink: BinaryIO) -> None:
             write_frame(sink, head, blobs)
 
 
+class _Bounded:
+    """No more of a stream than so many bytes."""
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def read(self, size: int) -> bytes:
+        part = bytes(self._stream.read(min(size, self._left)))
+        self._left -= len(part)
+        return part
+
+
 def serve(
     token: str, bind: str = "127.0.0.1", port: int = 0, *, force: bool = False, limit: int = FRAME_LIMIT
 ) -> Any:
@@ -659,7 +683,7 @@ def serve(
 
         def _answer(self, size: int) -> None:
             try:
-                frame = read_frame(self.rfile, min(limit, max(size - 8, 0)))
+                frame = read_frame(_Bounded(self.rfile, size), limit)
             except (FrameError, OSError) as error:
                 return self._refuse(400, str(error))
             if frame is None:
@@ -758,8 +782,11 @@ def _work_main() -> None:
     except ImportError as error:
         write_frame(sink, {"fault": f"{error}: pip install onnxruntime numpy (for {sys.executable})"})
         return
-    for head, blobs in work(*(frame or ({"works": []}, []))):
-        write_frame(sink, head, blobs)
+    try:
+        for head, blobs in work(*(frame or ({"works": []}, []))):
+            write_frame(sink, head, blobs)
+    except OSError as error:
+        write_frame(sink, {"fault": str(error)[:500]})
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
+
+from hw_profiles.devices.agent import made_up
 
 Unit = Literal["ms", "instructions"]
 
@@ -54,7 +55,7 @@ class Work:
 
     `inputs` feeds it; None lets the device make up standard-normal values of seed 0. `kernels` asks for the
     runtime's own record of every kernel too, `answers` for the outputs of the first run, `memory` for the
-    peak that loading and running adds to a fresh process.
+    peak that loading and running adds to a fresh process. Works of one call have keys of their own.
     """
 
     key: str
@@ -177,12 +178,6 @@ class Device(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def made_up(shape: Sequence[int], dtype: np.dtype[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Values for an input nobody gave: standard-normal floats, zeros otherwise."""
-    values = rng.standard_normal(tuple(shape)) if dtype.kind == "f" else np.zeros(tuple(shape))
-    return np.asarray(values.astype(dtype))
 
 
 __all__ = ["Condition", "Device", "DeviceFacts", "KernelRecord", "Sample", "Unit", "Work", "made_up"]

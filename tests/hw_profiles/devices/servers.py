@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncssh
 
-from hw_profiles.devices.agent import serve
+from hw_profiles.devices.agent import read_frame, serve
 
 TOKEN = "a token of the tests"
 
@@ -30,8 +30,8 @@ def http_agent(**options: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that reads a little of each request and then does as it likes with the connection."""
+def raw_server(answer: Callable[[socket.socket, dict[str, Any]], None]) -> Iterator[str]:
+    """A server that reads each request, then does as it likes with the connection and the head it read."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def run() -> None:
@@ -42,8 +42,11 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
                     return
                 with line, contextlib.suppress(OSError):
                     line.settimeout(5)
-                    line.recv(65536)
-                    answer(line)
+                    with line.makefile("rb") as stream:
+                        while stream.readline() not in (b"\r\n", b""):
+                            pass
+                        asked = read_frame(stream)
+                    answer(line, asked[0] if asked else {})
 
         threading.Thread(target=run, daemon=True).start()
         try:

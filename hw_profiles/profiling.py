@@ -1,0 +1,241 @@
+"""Filling a profile: measures what it does not hold yet, saves each sample as it comes, can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from hw_profiles.devices.contract import Condition, Device, DeviceFacts, Sample, Work
+from hw_profiles.errors import DeviceError, StoreError
+from hw_profiles.profile_rows import row_of
+from hw_profiles.profiles import ProfileStore
+
+#: Seconds before a device that was lost is tried again.
+PAUSES = (1.0, 5.0, 15.0)
+#: Seconds that a device which throttled is left alone before its networks are repeated.
+COOL_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where profiling stands: networks measured now, held before, that fail there, refused as unsteady."""
+
+    measured: int
+    held: int
+    failed: int
+    refused: int
+    seconds: float
+    key: str = ""
+
+
+@dataclass
+class ProfilingReport:
+    """What one call of `profile` did. `failed` and `refused` give the reason by key."""
+
+    facts: DeviceFacts
+    measured: int = 0
+    held: int = 0
+    unstable_kept: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
+    ended: Literal["done", "budget", "stopped"] = "done"
+
+
+def profile(
+    device: Device,
+    works: Iterable[Work],
+    store: ProfileStore,
+    *,
+    budget_seconds: float | None = None,
+    batch: int = 8,
+    repeats: int = 2,
+    accept_unstable: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    pauses: tuple[float, ...] = PAUSES,
+    cool_seconds: float = COOL_SECONDS,
+) -> ProfilingReport:
+    """Measure, interleaved in batches, the works that the store does not hold for this device.
+
+    A work is held if its file was measured, or failed, with the same threads by the same runtime version and
+    clock. `works` may be lazy: the next batch is drawn when the one before is stored, so a planner can look
+    at the store in between. An unstable sample is repeated up to `repeats` times, then kept with its verdict
+    if `accept_unstable`, else refused. A lost device is tried again after each of `pauses`.
+
+    Raises DeviceError (exit 5) for a device that stays lost, or on which nothing is steady, and StoreError
+    (exit 5) when the disk is full; what was measured until then is stored, and the same call goes on there.
+    """
+    return _Profiling(
+        device, store, budget_seconds, batch, repeats, accept_unstable, progress, stop, pauses, cool_seconds
+    ).run(works)
+
+
+def advice(facts: DeviceFacts, state: Condition) -> list[str]:
+    """What would make measurements on a device steadier, a sentence each."""
+    found = []
+    if state.governor and state.governor != "performance":
+        found.append(
+            f"the governor is {state.governor!r}: clocks change under load; `performance` measures steadier"
+        )
+    if state.throttled:
+        found.append("the device throttles right now: cool it, or give it a stronger power supply")
+    if state.load is not None and state.load > facts.cores / 2:
+        found.append(f"other programs keep {state.load:.1f} of {facts.cores} cores busy")
+    return found
+
+
+def model_hash(work: Work) -> str:
+    """SHA-256 of its ONNX file, by which profiles know it."""
+    return hashlib.sha256(work.model).hexdigest()
+
+
+@dataclass
+class _Profiling:
+    device: Device
+    store: ProfileStore
+    budget_seconds: float | None
+    batch: int
+    repeats: int
+    accept_unstable: bool
+    progress: Callable[[Progress], None] | None
+    stop: threading.Event | None
+    pauses: tuple[float, ...]
+    cool_seconds: float
+
+    def run(self, works: Iterable[Work]) -> ProfilingReport:
+        self.start = time.monotonic()
+        facts = self.device.facts()
+        self.report = ProfilingReport(facts, advice=advice(facts, self.device.condition()))
+        self.known: dict[int, set[str]] = {}
+        longest = 0.0
+        for together in self._batches(iter(works)):
+            begun = time.monotonic()
+            if self._over(longest) or not self._batch(together):
+                self.report.ended = "budget"
+                break
+            longest = max(longest, time.monotonic() - begun)
+            if self._stopped():
+                break
+        if self._stopped():
+            self.report.ended = "stopped"
+        self.report.seconds = time.monotonic() - self.start
+        if self.report.refused and not self.report.measured:
+            refused = self.report.refused
+            key, why = next(iter(refused.items()))
+            raise DeviceError(
+                f"{facts.device} is too unsteady: {len(refused)} networks refused, {key!r} is {why}.\n"
+                "Free it of other work, cool it, or keep such samples with --accept-unstable."
+            )
+        return self.report
+
+    def _batches(self, works: Iterator[Work]) -> Iterator[dict[str, Work]]:
+        """Works that are not held, by a key of their own, as many together as make a batch."""
+        together: dict[str, Work] = {}
+        for work in works:
+            if self._stopped():
+                return
+            model = model_hash(work)
+            known = self._known(work.threads)
+            if model in known:
+                self.report.held += 1
+                continue
+            known.add(model)
+            together[f"{model}/{work.threads}"] = work
+            if len(together) == self.batch:
+                yield together
+                together = {}
+        if together:
+            yield together
+
+    def _known(self, threads: int) -> set[str]:
+        if threads not in self.known:
+            held = self.store.open(self.report.facts, threads, self.device.unit)
+            self.known[threads] = held.measured.keys() | held.failures.keys()
+            self.report.paths.append(self.store.path(self.report.facts, threads))
+        return self.known[threads]
+
+    def _batch(self, works: dict[str, Work]) -> bool:
+        """Measure until every work is stored or refused; False where the budget ends repeating."""
+        waiting, unsteady, lost = dict(works), dict[str, list[Sample]](), 0
+        while waiting and not self._stopped():
+            if unsteady and self._over(0.0):
+                return False
+            asked = [replace(work, key=key, kernels=True) for key, work in waiting.items()]
+            throttled = False
+            try:
+                for sample in self.device.measure(asked):
+                    throttled |= bool(sample.after.throttled)
+                    if self._settled(sample, works[sample.key], unsteady):
+                        del waiting[sample.key]
+                        lost = 0
+                    if self._stopped():
+                        return True
+            except StoreError:
+                raise
+            except DeviceError as error:
+                if lost == len(self.pauses):
+                    raise self._gone(error) from error
+                self._wait(self.pauses[lost])
+                lost += 1
+            if waiting and throttled:
+                self._wait(self.cool_seconds)
+        return True
+
+    def _settled(self, sample: Sample, work: Work, unsteady: dict[str, list[Sample]]) -> bool:
+        """Store a sample, or remember it as unsteady; whether its work is done with."""
+        stable, why = sample.verdict()
+        if not stable and not sample.error:
+            tries = unsteady.setdefault(sample.key, [])
+            tries.append(sample)
+            if len(tries) <= self.repeats:
+                return False
+            sample = min(tries, key=lambda s: s.best)
+            why = sample.verdict()[1]
+            if not self.accept_unstable:
+                self.report.refused[work.key] = why
+                self._tell(work.key)
+                return True
+            self.report.unstable_kept += 1
+        model = sample.key.partition("/")[0]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        row = row_of(replace(sample, key=work.key), model, now)
+        self.store.append(self.report.facts, work.threads, [row], self.device.unit)
+        if sample.error:
+            self.report.failed[work.key] = sample.error
+        else:
+            self.report.measured += 1
+        self._tell(work.key)
+        return True
+
+    def _gone(self, error: DeviceError) -> DeviceError:
+        kept = f"{self.report.measured} networks measured now and {self.report.held} before are kept"
+        return DeviceError(f"{error}\n{kept}; run the same again to go on.")
+
+    def _tell(self, key: str) -> None:
+        if self.progress is not None:
+            r = self.report
+            seconds = time.monotonic() - self.start
+            self.progress(Progress(r.measured, r.held, len(r.failed), len(r.refused), seconds, key))
+
+    def _over(self, more: float) -> bool:
+        """Whether so many seconds more are too many."""
+        taken = time.monotonic() - self.start
+        return self.budget_seconds is not None and taken + more > self.budget_seconds
+
+    def _stopped(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
+
+    def _wait(self, seconds: float) -> None:
+        (self.stop or threading.Event()).wait(seconds)
+
+
+__all__ = ["ProfilingReport", "Progress", "advice", "model_hash", "profile"]

@@ -1,0 +1,181 @@
+"""Profiling: what is held is not measured again, what is unsteady is repeated, and lost devices come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hw_profiles.devices import Condition, Work
+from hw_profiles.devices.local import LocalDevice
+from hw_profiles.devices.simulated import SimulatedDevice, Trouble, by_size
+from hw_profiles.errors import DeviceError, StoreError
+from hw_profiles.probes import probe
+from hw_profiles.profiles import ProfileStore
+from hw_profiles.profiling import Progress, advice, model_hash, profile
+
+WORKS = [Work(f"lenet {i}", probe("lenet", i), runs=8) for i in range(6)]
+
+
+def test_only_what_is_not_held_is_measured(tmp_path: Path) -> None:
+    store, seen = ProfileStore(tmp_path), list[Progress]()
+    first = profile(SimulatedDevice(), WORKS[:3], store, progress=seen.append)
+    assert (first.measured, first.held, first.ended) == (3, 0, "done")
+    assert [(p.measured, p.key) for p in seen] == [(1, "lenet 0"), (2, "lenet 1"), (3, "lenet 2")]
+    device = SimulatedDevice()
+    twice = [*WORKS[:4], replace(WORKS[3], key="the same under another name")]
+    second = profile(device, twice, store)
+    assert (second.measured, second.held, device.given) == (1, 4, 1)
+    other = profile(device, [replace(work, threads=2) for work in WORKS[:2]], store)
+    assert (other.measured, other.held, len(other.paths)) == (2, 0, 1)
+    newer = SimulatedDevice(facts=replace(device.facts(), runtime_version="0.1"))
+    assert profile(newer, WORKS[:1], store).measured == 1
+    held = store.open(device.facts(), 1)
+    truth = {model_hash(work): by_size(work) for work in WORKS}
+    assert len(held.networks) == 4
+    for model, row in held.measured.items():
+        assert 1.0 <= row.best / truth[model] < 1.02
+
+
+def test_a_planner_sees_each_batch_before_the_next(tmp_path: Path) -> None:
+    store, device, sizes = ProfileStore(tmp_path), SimulatedDevice(), list[int]()
+
+    def plan() -> Iterator[Work]:
+        for work in WORKS:
+            sizes.append(len(store.open(device.facts(), 1).measured))
+            yield work
+
+    profile(device, plan(), store, batch=2)
+    assert sizes == [0, 0, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("what", ["unplugged", "crashed"])
+def test_a_lost_device_is_tried_again(tmp_path: Path, what: Trouble) -> None:
+    device, store = SimulatedDevice(trouble={2: what, 4: what}), ProfileStore(tmp_path)
+    report = profile(device, WORKS, store, pauses=(0.0,))
+    assert (report.measured, report.failed, report.refused) == (6, {}, {})
+    assert device.given == 8
+    assert len(store.open(device.facts(), 1).rows) == 6
+
+
+def test_a_device_that_stays_lost_keeps_what_it_gave(tmp_path: Path) -> None:
+    store, gone = ProfileStore(tmp_path), SimulatedDevice(trouble=dict.fromkeys(range(4, 99), "unplugged"))
+    with pytest.raises(DeviceError) as caught:
+        profile(gone, WORKS, store, pauses=(0.0, 0.0))
+    assert caught.value.exit_code == 5
+    assert "simulated is gone: unplugged" in str(caught.value)
+    assert "4 networks measured now and 0 before are kept; run the same again to go on" in str(caught.value)
+    report = profile(SimulatedDevice(), WORKS, store)
+    assert (report.held, report.measured) == (4, 2)
+    rows = store.open(gone.facts(), 1).rows
+    assert len({row.model for row in rows}) == len(rows) == 6
+
+
+def test_unsteady_samples_are_repeated_then_refused_or_kept(tmp_path: Path) -> None:
+    once = SimulatedDevice(trouble={1: "unstable"})
+    report = profile(once, WORKS[:3], ProfileStore(tmp_path / "a"))
+    assert (report.measured, report.refused, once.given) == (3, {}, 4)
+    trouble: dict[int, Trouble] = {0: "unstable", 3: "unstable", 4: "unstable"}
+    store = ProfileStore(tmp_path / "b")
+    report = profile(SimulatedDevice(trouble=trouble), WORKS[:3], store)
+    assert report.measured == 2
+    assert list(report.refused) == ["lenet 0"]
+    assert "halves of 8 runs" in report.refused["lenet 0"]
+    assert len(store.open(once.facts(), 1).rows) == 2
+    report = profile(
+        SimulatedDevice(trouble={0: "unstable", 1: "unstable", 2: "unstable"}), WORKS[:1], store,
+        accept_unstable=True,
+    )  # fmt: skip
+    kept = store.open(once.facts(), 1).measured[model_hash(WORKS[0])]
+    assert (report.unstable_kept, report.refused, kept.stable) == (1, {}, False)
+    assert kept.why.startswith("unstable, because")
+    assert kept.sigma >= 0.03
+
+
+def test_throttling_is_waited_out_or_named(tmp_path: Path) -> None:
+    calm = SimulatedDevice(trouble={0: "throttled"})
+    store = ProfileStore(tmp_path / "a")
+    report = profile(calm, WORKS[:2], store, cool_seconds=0.0)
+    assert (report.measured, report.refused, calm.given) == (2, {}, 3)
+    assert store.open(calm.facts(), 1).measured[model_hash(WORKS[0])].best < 1.02 * by_size(WORKS[0])
+    hot = SimulatedDevice(trouble=dict.fromkeys(range(99), "throttled"))
+    with pytest.raises(DeviceError) as caught:
+        profile(hot, WORKS[:2], ProfileStore(tmp_path / "b"), cool_seconds=0.0)
+    assert caught.value.exit_code == 5
+    assert "2 networks refused" in str(caught.value)
+    assert "because the device throttled" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_networks_that_fail_there_are_not_tried_again(tmp_path: Path) -> None:
+    store, device = ProfileStore(tmp_path), SimulatedDevice(trouble={1: "failed"})
+    report = profile(device, WORKS[:3], store)
+    assert report.failed == {"lenet 1": "it does not run here"}
+    assert report.measured == 2
+    again = profile(device, WORKS[:3], store)
+    assert (again.held, again.measured, again.failed) == (3, 0, {})
+    assert store.open(device.facts(), 1).failures == {model_hash(WORKS[1]): "it does not run here"}
+
+
+def test_budget_and_stop_end_between_samples(tmp_path: Path) -> None:
+    store, stop = ProfileStore(tmp_path), threading.Event()
+    report = profile(SimulatedDevice(), WORKS, store, batch=2, budget_seconds=0.0)
+    assert (report.measured, report.ended) == (0, "budget")
+    restless = SimulatedDevice(trouble={1: "unstable"})
+
+    def slowly(_: Progress) -> None:
+        time.sleep(0.3)
+
+    report = profile(restless, WORKS, ProfileStore(tmp_path / "b"), budget_seconds=0.5, progress=slowly)
+    assert (report.measured, report.ended, report.refused) == (5, "budget", {})
+    assert restless.given == 6
+
+    def after_three(progress: Progress) -> None:
+        if progress.measured == 3:
+            stop.set()
+
+    report = profile(SimulatedDevice(), WORKS, store, batch=2, progress=after_three, stop=stop)
+    assert (report.measured, report.ended) == (3, "stopped")
+    report = profile(SimulatedDevice(), WORKS, store)
+    assert (report.measured, report.held, report.ended) == (3, 3, "done")
+
+
+def test_a_store_that_cannot_be_written_is_no_lost_device(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    device = SimulatedDevice()
+    with pytest.raises(StoreError) as caught:
+        profile(device, WORKS, ProfileStore(tmp_path / "file"), pauses=(0.0,))
+    assert caught.value.exit_code == 5
+    assert device.given == 1
+
+
+def test_advice_names_what_disturbs() -> None:
+    facts = SimulatedDevice().facts()
+    assert advice(facts, Condition(1.5, 40.0, "performance", False, 0.5)) == []
+    assert advice(facts, Condition()) == []
+    told = advice(facts, Condition(1.5, 85.0, "powersave", True, 3.0))
+    assert [any(word in text for text in told) for word in ("powersave", "throttles", "3.0 of 4")] == [
+        True
+    ] * 3
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    works = [Work(f, probe(f, 1), runs=24) for f in ("lenet", "resnet20/int8")] + [Work("bad", b"junk")]
+    store = ProfileStore(tmp_path)
+    with LocalDevice() as device:
+        report = profile(device, works, store, repeats=0, accept_unstable=True)
+        again = profile(device, works, store)
+    assert (report.measured, again.measured, again.held) == (2, 0, 3)
+    assert list(report.failed) == ["bad"]
+    held = store.open(device.facts(), 1)
+    assert held.precisions == {"fp32", "int8"}
+    for (batch, ms, sigma), row in zip(held.networks, held.measured.values(), strict=True):
+        assert batch.macs().sum() > 1e5
+        assert 0.0 < ms == row.best <= row.median
+        assert 0.0 < sigma < 1.0
+        assert row.load_ms is not None
+    assert held.stale(device.facts(), 1) == ""
