@@ -79,7 +79,9 @@ class Chain(Graph):
         y = self.quantised(self.op("MatMul", [x, weight], (*rows, cout)))
         if self.rng.random() < 0.15:
             return y
-        return self.quantised(self.op("Add", [y, self.constant(np.full(cout, 0.01, np.float32))], (*rows, cout)))
+        return self.quantised(
+            self.op("Add", [y, self.constant(np.full(cout, 0.01, np.float32))], (*rows, cout))
+        )
 
     def width(self, high: float, low: int = 4) -> int:
         """A channel count, log-uniform, in steps of the chain's style (now and then of none)."""
@@ -280,6 +282,8 @@ def tokens(g: Chain, source: str) -> str:
     """Projections, attention, normalisation and activations on (1, tokens, features)."""
     rng = g.rng
     count = int(np.exp(rng.uniform(np.log(8), np.log(200))))
+    if rng.random() < 0.5:  # sequences come in round lengths
+        count = max(8, count // 16 * 16)
     size = int(rng.choice([16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384]))
     g.shapes[source] = (1, count, g.width(256, 8))
     if rng.random() < 0.85:

@@ -53,6 +53,10 @@ class Flat:
         """(N,) sums over each network's kernels of values (n,)."""
         return np.bincount(self.owner, weights=values, minlength=len(self))
 
+    def network(self, n: int) -> KernelBatch:
+        """The kernels of network n, (1, K)."""
+        return self.take([n]).batch
+
     def take(self, networks: Sequence[int] | NDArray[np.intp]) -> Flat:
         """Some of the networks, in the given order."""
         chosen = np.asarray(networks, dtype=np.intp)
@@ -140,7 +144,9 @@ def design(flat: Flat, target: Target, threads: int) -> Design:
     tables = tables_of(batch, flat.cold)[0]
     shares = {name: _constant(target, ("parallel", name)) for name in CLASSES}
     classes = cpu.classes_of(batch, tables)
-    factor = np.array([1.0 - shares[c] + shares[c] / threads if threads > 1 else 1.0 for c in CLASSES])[classes]
+    factor = np.array([1.0 - shares[c] + shares[c] / threads if threads > 1 else 1.0 for c in CLASSES])[
+        classes
+    ]
     for table in np.unique(tables.astype(str)):
         index = np.flatnonzero(tables == table)
         cold = (flat.cold[0][:, index], flat.cold[1][:, index])
@@ -162,7 +168,9 @@ def design(flat: Flat, target: Target, threads: int) -> Design:
     return Design(entries, tables, len(batch.kinds))
 
 
-def _put(entries: dict[Key, tuple[NDArray[np.intp], Array]], key: Key, index: NDArray[np.intp], counts: Array) -> None:
+def _put(
+    entries: dict[Key, tuple[NDArray[np.intp], Array]], key: Key, index: NDArray[np.intp], counts: Array
+) -> None:
     if key in entries:
         index, counts = np.concatenate([entries[key][0], index]), np.concatenate([entries[key][1], counts])
     if np.any(counts > 0.0):
@@ -200,7 +208,9 @@ def refit(flat: Flat, target: Target, threads: int = 1, shrinkage: float = SHRIN
     gram, moment = stacked.T @ stacked, stacked.T @ wanted
     root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) / len(keys) * np.eye(len(keys))).T
     found = nnls(root, np.linalg.solve(root.T, moment), maxiter=50 * len(keys))[0] / share
-    values = {key: value * common for key, value in prior.items()} | dict(zip(keys, map(float, found), strict=True))
+    values = {key: value * common for key, value in prior.items()} | dict(
+        zip(keys, map(float, found), strict=True)
+    )
     return with_constants(target, values, f"refitted to {len(flat)} networks measured on the device")
 
 

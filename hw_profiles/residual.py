@@ -24,8 +24,10 @@ from hw_profiles.kernel import Array, KernelBatch, KernelKind
 FEATURES: Mapping[str, float] = {
     "cin": 3.0, "cout": 3.0, "pixels": 3.0, "out_w": 3.0, "window": 2.0, "kernel_w": 2.0, "stride": 1.5,
     "groups": 4.0, "read": 4.0, "written": 4.0, "ragged_cout": 1.0, "odd_cout": 1.0, "ragged_cin": 1.0,
-    "odd_cin": 1.0, "cold": 1.0, "relu": 1.5, "clip": 1.5, "add": 1.5,
+    "odd_cin": 1.0, "cold": 1.0, "relu": 1.5, "clip": 1.5, "add": 1.5, "ragged_row": 1.0,
 }  # fmt: skip
+#: Features of kernels without multiply-accumulates: how channels are laid out matters little to them.
+_SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row"})
 #: Prior standard deviations of log(time / price): a kind's offset, its function of the shapes.
 OFFSET_SIGMA, SHAPE_SIGMA = 0.7, 0.3
 #: Inducing points of a kind at most; one for every two kernels measured.
@@ -55,9 +57,15 @@ def features(batch: KernelBatch, cold: Array) -> Float32:
         "ragged_cout": np.mod(-cout, 16.0) / 16.0, "odd_cout": np.mod(cout, 4.0) != 0.0,
         "ragged_cin": np.mod(-cin, 16.0) / 16.0, "odd_cin": np.mod(cin, 4.0) != 0.0, "cold": cold, **flags,
     }  # fmt: skip
+    columns["ragged_row"] = np.mod(-np.where(c["out_w"] > 1.0, c["out_w"], c["out_h"]), 16.0) / 16.0
+    bearing = np.array([float(kind.has_macs) for kind in batch.kinds], dtype=np.float32)
     found = np.empty((*shape, len(FEATURES)), dtype=np.float32)
     for i, (name, length) in enumerate(FEATURES.items()):
         found[..., i] = np.asarray(columns[name], dtype=np.float32) / np.float32(length)
+        if name not in _SIMPLE:
+            found[..., i] *= bearing
+        elif name == "ragged_row":
+            found[..., i] *= 1.0 - bearing
     return found
 
 
@@ -82,7 +90,9 @@ def cells_of(batch: KernelBatch, cold: tuple[Array, Array]) -> tuple[list[str], 
         index = np.asarray(members, dtype=np.intp)
         if name == "simple" or name.startswith("gemm"):
             for i in members:
-                found[:, i] = number(batch.kinds[i], cpu.simple_table(batch.kinds[i]) if name == "simple" else name)
+                found[:, i] = number(
+                    batch.kinds[i], cpu.simple_table(batch.kinds[i]) if name == "simple" else name
+                )
             continue
         tables = cpu.variant_tables(name)
         kinds = cpu.variants(name, Shapes(batch, index, cold))
@@ -140,7 +150,9 @@ class Residual:
     cells: Mapping[str, Cell] = field(default_factory=dict)
     fixed: float = 0.0
 
-    def __call__(self, batch: KernelBatch, cold: tuple[Array, Array]) -> tuple[Array, Array, Array, NDArray[np.intp]]:
+    def __call__(
+        self, batch: KernelBatch, cold: tuple[Array, Array]
+    ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
         """(P, K) each: log factor on the price, its standard deviation, its scatter, and the kind's number."""
         names, numbers = cells_of(batch, cold)
         x = features(batch, np.broadcast_to(cold[0], batch.shape))
@@ -212,7 +224,12 @@ def fit_residual(
     for name, cell, rows, block in zip(names, cells, members, blocks, strict=True):
         root = np.linalg.cholesky(covariance[block, block] + 1e-10 * np.eye(block.stop - block.start))
         found[name] = Cell(
-            cell.points, cell.whiten, weights[block], root.astype(np.float32), _nugget(residual[rows], seen, rows), len(rows)
+            cell.points,
+            cell.whiten,
+            weights[block],
+            root.astype(np.float32),
+            _nugget(residual[rows], seen, rows),
+            len(rows),
         )
     return Residual(found, float(weights[-1]) * OFFSET_SIGMA)
 
@@ -221,11 +238,17 @@ def _empty(x: Float32, rng: np.random.Generator) -> Cell:
     points = inducing(x, min(POINTS, len(x) // 6), rng) if len(x) > 3 else x[:0]
     gram = _kernel(points, points).astype(np.float64) + 1e-4 * np.eye(len(points))
     whiten = SHAPE_SIGMA * np.linalg.inv(np.linalg.cholesky(gram)).T if len(points) else gram
-    return Cell(points, whiten.astype(np.float32), np.zeros(1 + len(points)), np.zeros((1, 1), np.float32), 0.0, 0)
+    return Cell(
+        points, whiten.astype(np.float32), np.zeros(1 + len(points)), np.zeros((1, 1), np.float32), 0.0, 0
+    )
 
 
 def _evaluate(
-    bases: Sequence[Array], members: Sequence[NDArray[np.intp]], weights: Array, blocks: Sequence[slice], count: int
+    bases: Sequence[Array],
+    members: Sequence[NDArray[np.intp]],
+    weights: Array,
+    blocks: Sequence[slice],
+    count: int,
 ) -> Array:
     found = np.zeros(count)
     for basis, rows, block in zip(bases, members, blocks, strict=True):
@@ -275,7 +298,9 @@ def _normal(
         w = trust[rows] * slope[rows]
         precision[block, block] += (basis * (w * slope[rows])[:, None]).T @ basis
         moment[block] += basis.T @ (w * residual[rows])
-        sum_up = sparse.csr_matrix((share[rows], (seen.owner[rows], np.arange(len(rows)))), (count, len(rows)))
+        sum_up = sparse.csr_matrix(
+            (share[rows], (seen.owner[rows], np.arange(len(rows)))), (count, len(rows))
+        )
         jacobian[:, block] = sum_up @ basis
     jacobian[:, -1] = fixed / sums * OFFSET_SIGMA
     whole = np.log(seen.network_us / sums)

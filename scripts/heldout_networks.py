@@ -36,10 +36,14 @@ class HeldOut:
     model: bytes
 
 
-def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu6: bool = False) -> nn.Sequential:
+def _conv(
+    cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu6: bool = False
+) -> nn.Sequential:
     act = nn.ReLU6() if relu6 else nn.ReLU()
     return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(cout), act
+        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(cout),
+        act,
     )
 
 
@@ -51,15 +55,20 @@ class _Residual(nn.Module):
         if bottleneck:
             mid = cout // 4
             self.body = nn.Sequential(
-                _conv(cin, mid, 1), _conv(mid, mid, 3, stride), nn.Conv2d(mid, cout, 1, bias=False), nn.BatchNorm2d(cout)
+                _conv(cin, mid, 1),
+                _conv(mid, mid, 3, stride),
+                nn.Conv2d(mid, cout, 1, bias=False),
+                nn.BatchNorm2d(cout),
             )
         else:
             self.body = nn.Sequential(
                 _conv(cin, cout, 3, stride), nn.Conv2d(cout, cout, 3, 1, 1, bias=False), nn.BatchNorm2d(cout)
             )
         same = stride == 1 and cin == cout
-        self.short: nn.Module = nn.Identity() if same else nn.Sequential(
-            nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout)
+        self.short: nn.Module = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +140,14 @@ class _Mobile(nn.Module):
 
     def __init__(self, multiplier: float, repeats: int) -> None:
         super().__init__()
-        plan = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, repeats, 2), (6, 64, repeats, 2), (6, 96, repeats, 1), (6, 160, 1, 2))
+        plan = (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, repeats, 2),
+            (6, 64, repeats, 2),
+            (6, 96, repeats, 1),
+            (6, 160, 1, 2),
+        )
 
         def wide(c: float) -> int:
             return max(8, int(c * multiplier + 4) // 8 * 8)
@@ -157,8 +173,10 @@ class _Unit(nn.Module):
         super().__init__()
         self.one = _conv(cin, w, 1)
         self.three = nn.Sequential(_conv(cin, w, 1), _conv(w, w * 3 // 2))
-        self.five = nn.Sequential(_conv(cin, w // 2, 1), _conv(w // 2, w, 3), _conv(w, w, 3)) if thin else nn.Sequential(
-            _conv(cin, w // 2, 1), _conv(w // 2, w, 5)
+        self.five = (
+            nn.Sequential(_conv(cin, w // 2, 1), _conv(w // 2, w, 3), _conv(w, w, 3))
+            if thin
+            else nn.Sequential(_conv(cin, w // 2, 1), _conv(w // 2, w, 5))
         )
         self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), _conv(cin, w // 2, 1))
         self.cout = w + w * 3 // 2 + w + w // 2
@@ -191,7 +209,12 @@ class _LeNet(nn.Module):
     def __init__(self, a: int, b: int, dense: int, side: int, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, a, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(a, b, 5), nn.ReLU(), nn.MaxPool2d(2)
+            nn.Conv2d(channels, a, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(a, b, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
         )
         left = ((side - 4) // 2 - 4) // 2
         self.head = nn.Sequential(nn.Linear(b * left * left, dense), nn.ReLU(), nn.Linear(dense, 10))
@@ -207,10 +230,14 @@ class _Encoder(nn.Module):
     def __init__(self, features: int, size: int, heads: int, hidden: int, layers: int, gelu: bool) -> None:
         super().__init__()
         self.embed = nn.Linear(features, size)
-        self.layers = nn.Sequential(*(
-            nn.TransformerEncoderLayer(size, heads, hidden, 0.0, "gelu" if gelu else "relu", batch_first=True)
-            for _ in range(layers)
-        ))
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    size, heads, hidden, 0.0, "gelu" if gelu else "relu", batch_first=True
+                )
+                for _ in range(layers)
+            )
+        )
         self.head = nn.Linear(size, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,7 +294,9 @@ VARIANTS: dict[str, dict[str, Callable[[], Made]]] = {
 }
 
 
-def held_out(per_family: int = 40, seed: int = 0, families: tuple[str, ...] = tuple(VARIANTS)) -> Iterator[HeldOut]:
+def held_out(
+    per_family: int = 40, seed: int = 0, families: tuple[str, ...] = tuple(VARIANTS)
+) -> Iterator[HeldOut]:
     """Compressed networks, `per_family` of each family, spread over its variants and modes."""
     abilities = abilities_of(load_target("local"))
     for family in families:
@@ -299,11 +328,9 @@ def random_policy(space: PolicySpace, rng: np.random.Generator, mode: str) -> Po
             x[i] = np.clip(level + rng.normal(0.0, 0.2), 0.0, 1.0)
         elif c.kind == "rank" and rng.random() < factorised:
             x[i] = rng.uniform(0.0, 1.0)
-        elif c.kind == "removed" and rng.random() < removed:
-            x[i] = 0.0
-        elif c.kind in ("act_bits", "weight_bits") and rng.random() < integer:
+        elif (c.kind == "removed" and rng.random() < removed) or (c.kind in ("act_bits", "weight_bits") and rng.random() < integer):
             x[i] = 0.0
     return replace(space.decode(x), criterion="l2", ranges="minmax")
 
 
-__all__ = ["FLOAT", "HeldOut", "MODES", "VARIANTS", "held_out", "random_policy"]
+__all__ = ["FLOAT", "MODES", "VARIANTS", "HeldOut", "held_out", "random_policy"]
