@@ -24,13 +24,14 @@ FLOOR = 0.02
 SHIFT = 1.25
 #: Quantiles kept of the scores.
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
-#: Scores that the prior's spread counts as, until there are enough.
-_PRIOR_WEIGHT = 6.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Quantiles of |log error| / spread at LEVELS; `prior_sigma` stands where `count` is 0."""
+    """Quantiles of |log error| / spread at LEVELS; `prior_sigma` stands where `count` is 0.
+
+    `typical` is the median difficulty of the networks left out.
+    """
 
     quantiles: tuple[float, ...]
     prior_sigma: float
@@ -44,32 +45,20 @@ class Calibration:
         quantiles = tuple(NormalDist().inv_cdf(0.5 + level / 2.0) for level in LEVELS)
         return cls(quantiles, sigma, 0, sigma)
 
-    def spread(self, difficulty: Array) -> Array:
-        """(P,) unit of the scores: the floor, the model's expectation, and the prior's as far as it counts."""
-        return np.asarray(np.sqrt(FLOOR**2 + np.asarray(difficulty) ** 2 + self._prior**2))
-
-    @property
-    def _prior(self) -> float:
-        return (
-            self.prior_sigma * math.sqrt(_PRIOR_WEIGHT / (_PRIOR_WEIGHT + self.count))
-            if not self.count
-            else 0.0
-        )
-
     def half_width(self, difficulty: Array, level: float = 0.9) -> Array:
         """(P,) log half-width of the interval that holds with probability `level`."""
-        quantile = float(np.interp(level, LEVELS, self.quantiles))
-        if self.count:
-            return np.asarray(quantile * SHIFT * self.spread(difficulty))
-        return np.full(np.shape(difficulty), quantile * self.prior_sigma)
+        quantile = float(np.interp(level, (0.0, *LEVELS), (0.0, *self.quantiles)))
+        if not self.count:
+            return np.full(np.shape(difficulty), quantile * self.prior_sigma)
+        return np.asarray(quantile * SHIFT * np.hypot(FLOOR, difficulty))
 
 
 def calibrate(errors: Array, difficulty: Array, interval: Interval) -> Calibration:
-    """Quantiles of left-out networks' log errors (N,) by their difficulty; finite-sample correction included."""
+    """Quantiles of left-out networks' log errors (N,) by difficulty, with the finite-sample correction."""
     prior = Calibration.of_prior(interval)
     if not len(errors):
         return prior
-    scores = np.sort(np.abs(errors) / np.sqrt(FLOOR**2 + difficulty**2))
+    scores = np.sort(np.abs(errors) / np.hypot(FLOOR, difficulty))
     count = len(scores)
     found = []
     for level in LEVELS:
@@ -80,7 +69,7 @@ def calibrate(errors: Array, difficulty: Array, interval: Interval) -> Calibrati
             top = count / (count + 1)
             extra = NormalDist().inv_cdf(0.5 + level / 2.0) / NormalDist().inv_cdf(0.5 + top / 2.0)
         found.append(float(scores[min(rank, count) - 1]) * extra)
-    typical = float(np.median(np.sqrt(FLOOR**2 + difficulty**2)))
+    typical = float(np.median(difficulty))
     return Calibration(tuple(np.maximum.accumulate(found).tolist()), prior.prior_sigma, count, typical)
 
 

@@ -34,7 +34,7 @@ _LEAST_US = 0.05
 
 
 class Measured(Protocol):
-    """One measured network: its kernels (1, K), ms, relative sigma, and its kernels' raw microseconds or None."""
+    """One network: its kernels (1, K), ms, relative sigma, and its kernels' raw microseconds or None."""
 
     @property
     def batch(self) -> KernelBatch: ...
@@ -212,7 +212,7 @@ def _left_out(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Arra
             fitted, threads, residual, Calibration.of_prior(target.cost.interval), 0, 0, float("nan")
         )
         for n in np.flatnonzero(fold == i):
-            costs, level = model.price(flat.network(n))
+            costs, level = model.price(flat.network(int(n)))
             total = float(np.sum(costs.busy_us + costs.overhead_us)) + costs.network_us
             errors[n], levels[n] = np.log(flat.network_us[n] / total), level[0]
     return errors, levels

@@ -1,4 +1,4 @@
-"""What was learned of a profile as a plain file beside it: arrays in .npz, the rest as JSON inside; no pickle."""
+"""What was learned of a profile, as a plain file beside it: an .npz whose head is JSON; no pickle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,11 +141,13 @@ def load(path: Path, target: Target, key: str = "") -> Learned | None:
                 return None
             cells = {
                 cell["name"]: Cell(
-                    *(data[f"{i}/{name}"] for name in _ARRAYS), nugget=cell["nugget"], count=cell["count"]
+                    **{name: data[f"{i}/{name}"] for name in _ARRAYS},
+                    nugget=cell["nugget"],
+                    count=cell["count"],
                 )
                 for i, cell in enumerate(head["cells"])
             }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # damaged: learned again
     values = {(table, name): v for table, entries in head["constants"].items() for name, v in entries.items()}
     stored = dict(head["calibration"])

@@ -69,8 +69,8 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
     return base.model_copy(update=changes)
 
 
-#: 90 % factor between two machines of one instruction set. Measured: an AMD EPYC (Zen 5) takes 0.41 to 0.75 of
-#: what the constants of an Intel server say, 30 compressed networks of six families.
+#: 90 % factor between two machines of one instruction set. Measured: an AMD EPYC (Zen 5) takes 0.41 to
+#: 0.75 of what the constants of an Intel server say, 30 compressed networks of six families.
 _ANOTHER_MACHINE = 2.3
 
 

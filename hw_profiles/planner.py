@@ -1,7 +1,7 @@
-"""What to measure next: probes where the predictor is unsure, as nn-Meter samples (Zhang et al. 2021, section 4).
+"""What to measure next: probes where the predictor is unsure, as nn-Meter samples (Zhang et al. 2021).
 
-Without a network at hand the general plan is measured: random chains of kernels, of several drawn always the
-ones whose kernels the predictor knows least. With one (kernel batches of policies of interest), every other
+Without a network at hand the general plan is measured: random chains of kernels, of several drawn always
+the ones whose kernels the predictor knows least. With one (kernel batches of policies of interest), every other
 probe is a small network around a kernel that matters there: by its share of the latency times its spread.
 After each batch the model is fitted anew to all that was measured until then.
 

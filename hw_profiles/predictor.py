@@ -100,8 +100,9 @@ class Predictor:
         """A predictor that rests on what was measured on the device: kernels and networks of a profile.
 
         Given `facts`, a profile that no longer speaks for the device is refused (BadProfileError, exit 3), as
-        is one with another number of threads or another runtime version. `beside`: the profile's file; what
-        was learned is kept next to it and taken up again as long as neither changes. Empty: the predictor itself.
+        is one with another number of threads or runtime version. `beside`: the profile's file; what
+        was learned is kept next to it and taken up again as long as neither changes. Empty: the predictor
+        itself.
         """
         from hw_profiles.learned_store import learned_of
 

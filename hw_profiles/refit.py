@@ -1,7 +1,7 @@
 """Refitting the loop constants of a CPU cost model to a profile, held to what they were before.
 
-Prices are linear in the constants (`hw_profiles.costs.cpu`): ridge regression under non-negativity, in relative
-errors, whose target is the prior's constants times one common factor. Nothing measured: nothing changes;
+Prices are linear in the constants (`hw_profiles.costs.cpu`): ridge regression under non-negativity, in
+relative errors, whose target is the prior's constants times one common factor. Nothing measured: nothing changes;
 a table of constants that no measured kernel uses moves with the common factor alone.
 """
 
@@ -51,7 +51,7 @@ class Flat:
 
     def sums(self, values: Array) -> Array:
         """(N,) sums over each network's kernels of values (n,)."""
-        return np.bincount(self.owner, weights=values, minlength=len(self))
+        return np.asarray(np.bincount(self.owner, weights=values, minlength=len(self)), dtype=np.float64)
 
     def network(self, n: int) -> KernelBatch:
         """The kernels of network n, (1, K)."""
@@ -122,7 +122,7 @@ def tables_of(batch: KernelBatch, cold: tuple[Array, Array]) -> NDArray[np.objec
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Loop counts: per constant the kernels that it prices and how often, threads accounted for (ns counts)."""
+    """Loop counts: per constant the kernels that it prices and how often, threads accounted for."""
 
     entries: dict[Key, tuple[NDArray[np.intp], Array]]
     tables: NDArray[np.object_]
@@ -140,7 +140,8 @@ class Design:
 
 def design(flat: Flat, target: Target, threads: int) -> Design:
     """Loop counts of all kernels, as `CpuCost` would weigh them."""
-    batch, entries = flat.batch, {}
+    batch = flat.batch
+    entries: dict[Key, tuple[NDArray[np.intp], Array]] = {}
     tables = tables_of(batch, flat.cold)[0]
     shares = {name: _constant(target, ("parallel", name)) for name in CLASSES}
     classes = cpu.classes_of(batch, tables)

@@ -153,7 +153,7 @@ class Residual:
     def __call__(
         self, batch: KernelBatch, cold: tuple[Array, Array]
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
-        """(P, K) each: log factor on the price, its standard deviation, its scatter, and the kind's number."""
+        """(P, K) each: log factor on the price, its standard deviation, scatter, and the kind's number."""
         names, numbers = cells_of(batch, cold)
         x = features(batch, np.broadcast_to(cold[0], batch.shape))
         factor, sigma = np.zeros(batch.shape), np.full(batch.shape, np.hypot(OFFSET_SIGMA, SHAPE_SIGMA))
@@ -263,7 +263,7 @@ def _kernel_residual(log_factor: Array, seen: Observed) -> Array:
 
 
 def _nugget(residual: Array, seen: Observed, rows: NDArray[np.intp]) -> float:
-    """Scatter of a kind's kernels beyond what their clock explains, held to SHAPE_SIGMA / 2 by four kernels."""
+    """Scatter of a kind's kernels beyond their clock's, held to SHAPE_SIGMA / 2 by four kernels."""
     us = seen.kernel_us[rows]
     weight = us / (us + 4.0 * KERNEL_US)
     known = np.isfinite(residual)

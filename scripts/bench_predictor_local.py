@@ -81,7 +81,10 @@ def profiled(machine: LocalDevice, target: Target, cache: Path, args: argparse.N
     known = store.open(facts, args.threads)
     if not known.measured:
         planner = Planner(
-            target, args.threads, measured=lambda: observations(store.open(facts, args.threads)), seed=args.seed
+            target,
+            args.threads,
+            measured=lambda: observations(store.open(facts, args.threads)),
+            seed=args.seed,
         )
         begun, cpu = time.monotonic(), _cpu_seconds()
         found = profile(
@@ -140,7 +143,9 @@ def predictions(predictor: Predictor, cases: Sequence[Case]) -> tuple[Array, Arr
     )
 
 
-def report(target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace) -> bool:
+def report(
+    target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace
+) -> bool:
     """The table of methods, the coverage by family; whether the goals are met."""
     begun = time.monotonic()
     learned = learn(rows, target, args.threads, args.seed)
@@ -215,9 +220,13 @@ def isolated(
     return np.array([float(alone.predict(c.batch).kernel_ms.sum()) for c in cases])
 
 
-def curves(target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace) -> None:
+def curves(
+    target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace
+) -> None:
     """Error and coverage after so many measured probes."""
-    print(f"\n{'probes measured':>16}{'within 10 %':>12}{'25 %':>8}{'median':>8}{'covered':>9}{'half-width':>12}")
+    print(
+        f"\n{'probes measured':>16}{'within 10 %':>12}{'25 %':>8}{'median':>8}{'covered':>9}{'half-width':>12}"
+    )
     measured = np.array([c.ms for c in cases])
     for count in (*(n for n in CURVE if n < len(rows)), len(rows)):
         learned = learn(rows[:count], target, args.threads, args.seed)
@@ -238,8 +247,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    found = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(found)
     sys.exit(main_local(found.parse_args()))

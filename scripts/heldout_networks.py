@@ -328,7 +328,9 @@ def random_policy(space: PolicySpace, rng: np.random.Generator, mode: str) -> Po
             x[i] = np.clip(level + rng.normal(0.0, 0.2), 0.0, 1.0)
         elif c.kind == "rank" and rng.random() < factorised:
             x[i] = rng.uniform(0.0, 1.0)
-        elif (c.kind == "removed" and rng.random() < removed) or (c.kind in ("act_bits", "weight_bits") and rng.random() < integer):
+        elif (c.kind == "removed" and rng.random() < removed) or (
+            c.kind in ("act_bits", "weight_bits") and rng.random() < integer
+        ):
             x[i] = 0.0
     return replace(space.decode(x), criterion="l2", ranges="minmax")
 
