@@ -31,7 +31,9 @@ from hw_profiles.target import Target
 #: Probes of the general plan before anything is chosen.
 FIRST = 48
 #: Of so many drawn one is measured.
-CHOICE = 3
+CHOICE = 2
+#: The model is fitted anew when so many times the networks are known: fits cost more as profiles grow.
+GROWTH = 1.25
 #: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %.
 RUNS, ROUNDS = 40, 4
 #: Squared distance (in units of `residual.FEATURES`) below which two kernels of interest count as one.
@@ -56,10 +58,13 @@ class Planner:
     drawn: int = field(default=0, init=False)
 
     def works(self) -> Iterator[Work]:
-        """Works one by one; the model is fitted anew before each batch but the first."""
+        """Works one by one; before each batch `measured` is asked, and the model fitted anew when it has grown."""
+        model, fitted = None, 0
         while True:
             known = list(self.measured()) if self.drawn >= FIRST or self.interest else []
-            model = learn(known, self.target, self.threads, self.seed, calibrated=False) if known else None
+            if len(known) > GROWTH * fitted:
+                model = learn(known, self.target, self.threads, self.seed, calibrated=False)
+                fitted = len(known)
             yield from self.next_batch(model)
 
     def next_batch(self, model: Learned | None) -> list[Work]:
@@ -170,11 +175,8 @@ def kernel_probe(batch: KernelBatch, row: int, k: int, seed: int = 0) -> bytes |
 def _convolution(g: Chain, x: str, shape: dict[str, int], fused: Sequence[str]) -> str:
     window = (shape["kernel_h"], shape["kernel_w"])
     arguments: dict[str, Any] = {"stride": shape["stride_h"], "groups": shape["groups"]}
-    if "clip" not in fused:
-        return g.conv(x, shape["cout"], window, relu="relu" in fused, **arguments)
-    y = g.conv(x, shape["cout"], window, relu=False, **arguments)
-    low, high = g.constant(np.float32(0.0)), g.constant(np.float32(6.0))
-    return g.op("Clip", [y, low, high], g.shapes[y])
+    relu = 6 if "clip" in fused else "relu" in fused
+    return g.conv(x, shape["cout"], window, relu=relu, **arguments)
 
 
 __all__ = ["Planner", "kernel_key", "kernel_probe"]

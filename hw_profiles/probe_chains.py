@@ -46,13 +46,16 @@ class Chain(Graph):
         return y
 
     def conv(
-        self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: bool = True
+        self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: int = True
     ) -> str:
-        """See `Graph.conv`; spends multiply-accumulates."""
-        # A float layer between integers is made integer by the runtime itself, with other weights.
-        self.int8_share = float(x in self.integers and self.rng.random() > 0.04)
-        cin = self.shapes[x][1]
+        """See `Graph.conv`; spends multiply-accumulates. `relu` of 6 is ReLU6."""
+        integer = x in self.integers and self.rng.random() < max(self.act_share, 0.5)
+        self.int8_share, cin, share = float(integer), self.shapes[x][1], self.act_share
+        # Integer layers write integers, or nothing fuses. A float one between integers is made integer by the
+        # runtime itself, with other weights: rare.
+        self.act_share = 1.0 if integer else share if x not in self.integers else 0.15
         y = super().conv(x, cout, kernel, stride, groups, relu)
+        self.act_share = share
         self.macs_left -= np.prod(self.shapes[y][2:]) * cin * cout * kernel[0] * kernel[1] / groups
         return y
 
@@ -77,7 +80,7 @@ class Chain(Graph):
         else:
             weight = self.constant((self.rng.standard_normal((cin, cout)) / np.sqrt(cin)).astype(np.float32))
         y = self.quantised(self.op("MatMul", [x, weight], (*rows, cout)))
-        if self.rng.random() < 0.15:
+        if self.rng.random() < (0.6 if self.layers_only else 0.15):  # with a bias few become integer
             return y
         return self.quantised(
             self.op("Add", [y, self.constant(np.full(cout, 0.01, np.float32))], (*rows, cout))
@@ -156,7 +159,7 @@ def _room(g: Chain, x: str, macs: float, window: int, stride: int = 1) -> float:
 
 def _convolve(g: Chain, x: str, macs: float) -> str:
     """A dense convolution of any window."""
-    k = int(g.rng.choice([1, 3, 5, 7, 2, 9], p=[0.36, 0.42, 0.1, 0.06, 0.03, 0.03]))
+    k = int(g.rng.choice([1, 3, 5, 7, 2, 9], p=[0.35, 0.38, 0.14, 0.07, 0.03, 0.03]))
     kernel = (k, k)
     if k in (3, 5, 7) and g.rng.random() < 0.2:
         kernel = (k, 1) if g.rng.random() < 0.5 else (1, k)
@@ -175,12 +178,9 @@ def _activated(g: Chain, x: str, cout: int, kernel: tuple[int, int], stride: int
         return g.conv(x, cout, kernel, stride, groups)
     if form < 0.75:
         return g.conv(x, cout, kernel, stride, groups, relu=False)
-    share, g.act_share = g.act_share, 0.0
-    y = g.conv(x, cout, kernel, stride, groups, relu=False)
-    g.act_share = share
     if form < 0.93:
-        low, high = g.constant(np.float32(0.0)), g.constant(np.float32(6.0))
-        return g.quantised(g.op("Clip", [y, low, high], g.shapes[y]), signed=False)
+        return g.conv(x, cout, kernel, stride, groups, relu=6)
+    y = g.conv(x, cout, kernel, stride, groups, relu=False)
     gate = g.map("HardSigmoid" if form < 0.96 else "Sigmoid", y)
     return g.quantised(g.op("Mul", [y, gate], g.shapes[y]))
 

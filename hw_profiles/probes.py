@@ -72,9 +72,9 @@ class Graph:
         return weights, self.op("DequantizeLinear", bias, (cout,), axis=0)
 
     def conv(
-        self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: bool = True
+        self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: int = True
     ) -> str:
-        """Convolution with bias, same padding, optional ReLU; an integer probe quantises its output."""
+        """Convolution with bias, same padding, optional ReLU or ReLU6 (`relu` of 6); an integer probe quantises its output."""
         batch, cin, height, width = self.shapes[x]
         pads = [kernel[0] // 2, kernel[1] // 2]
         out = (
@@ -87,6 +87,9 @@ class Graph:
         y = self.op(
             "Conv", inputs, out, kernel_shape=list(kernel), strides=[stride] * 2, pads=pads * 2, group=groups
         )
+        if relu == 6:
+            low, high = self.constant(np.float32(0.0)), self.constant(np.float32(6.0))
+            return self.quantised(self.op("Clip", [y, low, high], out), signed=False)
         return self.quantised(self.op("Relu", [y], out) if relu else y, signed=not relu)
 
     def dense(self, x: str, cout: int, relu: bool = False) -> str:

@@ -26,6 +26,7 @@ from hw_profiles.kernel import (
     CONV_OPS,
     MATMUL_OPS,
     VIEW_OPS,
+    WEIGHTS,
     Array,
     KernelBatch,
     KernelKind,
@@ -69,7 +70,7 @@ SIMPLE: dict[str, str] = {
     "QLinearSoftmax": "qtable", "QLinearSigmoid": "qtable",
 }  # fmt: skip
 _REORDER_TABLES = frozenset(
-    {"reorder_in", "reorder_out", "quantise", "dequantise", "transpose", "qtranspose"}
+    {"reorder_in", "reorder_out", "quantise", "dequantise", "dequantise_weights", "transpose", "qtranspose"}
 )
 
 
@@ -78,6 +79,8 @@ def simple_table(kind: KernelKind) -> str:
     if kind.op in VIEW_OPS:
         return ""
     table = SIMPLE.get(kind.op, "unknown")
+    if table == "dequantise" and WEIGHTS in kind.fused:
+        return "dequantise_weights"
     if table == "pool" and "nchwc" in kind.domain:
         return "pool_nchwc"
     if table == "reduce" and "nchwc" in kind.domain:
@@ -285,7 +288,7 @@ _FALLBACK = {
     "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
     "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
     "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
-    "skipnorm": "norm", "qpool_nhwc": "qpool", "pool_nhwc": "pool", "reduce_axis": "reduce", "gelu": "erf",
+    "skipnorm": "norm", "dequantise_weights": "dequantise", "qpool_nhwc": "qpool", "pool_nhwc": "pool", "reduce_axis": "reduce", "gelu": "erf",
 }  # fmt: skip
 
 

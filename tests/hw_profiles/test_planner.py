@@ -11,7 +11,7 @@ import pytest
 from hw_profiles.kernel import KernelBatch, KernelKind, make_batch
 from hw_profiles.learned import Observation, learn
 from hw_profiles.onnx_kernels import execute, kernels_of
-from hw_profiles.planner import FIRST, Planner, kernel_key, kernel_probe
+from hw_profiles.planner import CHOICE, FIRST, Planner, kernel_key, kernel_probe
 from hw_profiles.probe_chains import KINDS, random_probe
 from tests.hw_profiles.synthetic import PRIOR, measured, networks, truth
 
@@ -61,9 +61,9 @@ def test_of_several_the_least_known_is_measured() -> None:
     drawn = [random_probe(FIRST + i) for i in range(planner.drawn - FIRST)]
     levels = [float(model.price(kernels_of(probe))[1][0]) for probe in drawn]
     for i, work in enumerate(works):
-        three = levels[3 * i : 3 * i + 3]
-        assert work.model == drawn[3 * i + int(np.argmax(three))]
-    assert len(levels) == 12
+        few = levels[CHOICE * i : CHOICE * (i + 1)]
+        assert work.model == drawn[CHOICE * i + int(np.argmax(few))]
+    assert len(levels) == 4 * CHOICE
 
 
 def test_kernels_that_matter_get_probes_of_their_own() -> None:
