@@ -179,7 +179,11 @@ def _are_weights(node: onnx.NodeProto, constants: Mapping[str, list[int]]) -> bo
 def _fused(
     node: onnx.NodeProto, attributes: Mapping[str, Any], constants: Mapping[str, list[int]]
 ) -> tuple[str, ...]:
-    if node.op_type == "DequantizeLinear" and attributes.get("axis", 1) != 0 and _are_weights(node, constants):
+    if (
+        node.op_type == "DequantizeLinear"
+        and attributes.get("axis", 1) != 0
+        and _are_weights(node, constants)
+    ):
         return (WEIGHTS,)
     found = [attributes[a].decode().lower() for a in _FUSED_ATTRIBUTES if attributes.get(a)]
     if node.op_type in ("Conv", "FusedConv") and len(node.input) > 3 and node.input[3]:

@@ -1,9 +1,9 @@
 """What to measure next: probes where the predictor is unsure, as nn-Meter samples (Zhang et al. 2021).
 
 Without a network at hand the general plan is measured: random chains of kernels, of several drawn always
-the ones whose kernels the predictor knows least. With one (kernel batches of policies of interest), every other
-probe is a small network around a kernel that matters there: by its share of the latency times its spread.
-After each batch the model is fitted anew to all that was measured until then.
+the ones whose kernels the predictor knows least. With one (kernel batches of policies of interest), every
+other probe is a small network around a kernel that matters there: by its share of the latency times its
+spread. As the profile grows the model is fitted anew to all that was measured until then.
 
     planner = Planner(target, interest=[batch], measured=lambda: observations(store.open(facts, 1)))
     profile(device, planner.works(), store, budget_seconds=600, batch=planner.batch)
@@ -58,7 +58,7 @@ class Planner:
     drawn: int = field(default=0, init=False)
 
     def works(self) -> Iterator[Work]:
-        """Works one by one; before each batch `measured` is asked, and the model fitted anew when it has grown."""
+        """Works one by one; before each batch `measured` is asked, and the model fitted to what has come."""
         model, fitted = None, 0
         while True:
             known = list(self.measured()) if self.drawn >= FIRST or self.interest else []
@@ -176,6 +176,7 @@ def _convolution(g: Chain, x: str, shape: dict[str, int], fused: Sequence[str]) 
     window = (shape["kernel_h"], shape["kernel_w"])
     arguments: dict[str, Any] = {"stride": shape["stride_h"], "groups": shape["groups"]}
     relu = 6 if "clip" in fused else "relu" in fused
+    g.padded = (shape["out_h"] - 1) * shape["stride_h"] + shape["kernel_h"] > shape["in_h"]
     return g.conv(x, shape["cout"], window, relu=relu, **arguments)
 
 

@@ -164,7 +164,11 @@ def _convolve(g: Chain, x: str, macs: float) -> str:
     if k in (3, 5, 7) and g.rng.random() < 0.2:
         kernel = (k, 1) if g.rng.random() < 0.5 else (1, k)
     stride = _stride(g, x)
-    return _activated(g, x, g.width(_room(g, x, macs, kernel[0] * kernel[1], stride)), kernel, stride, 1)
+    # Without padding the edges cost nothing: kernels differ by as much as a third.
+    g.padded = k == 1 or min(g.shapes[x][2:]) < 3 * k or bool(g.rng.random() < 0.7)
+    y = _activated(g, x, g.width(_room(g, x, macs, kernel[0] * kernel[1], stride)), kernel, stride, 1)
+    g.padded = True
+    return y
 
 
 def _stride(g: Chain, x: str) -> int:
@@ -271,7 +275,8 @@ def _dense_tail(g: Chain, x: str) -> str:
 
 Step = Callable[[Chain, str, float], str]
 IMAGE_STEPS: list[tuple[Step, float]] = [
-    (_convolve, 0.40), (_depthwise, 0.18), (_grouped, 0.03), (_residual, 0.16), (_concat, 0.11), (_pool, 0.12),
+    (_convolve, 0.40), (_depthwise, 0.18), (_grouped, 0.03),
+    (_residual, 0.16), (_concat, 0.11), (_pool, 0.12),
 ]  # fmt: skip
 
 
@@ -292,19 +297,19 @@ def tokens(g: Chain, source: str) -> str:
     room = g.macs_left
     for _ in range(int(rng.integers(1, 9))):
         form = rng.random()
-        if form < 0.25:
+        if form < 0.15:
             x = g.normalise(x)
-        elif form < 0.45:
+        elif form < 0.50:
             y = _attend(g, x, int(rng.choice([n for n in (1, 2, 4, 8) if size % n == 0]))) if room > 0 else x
             x = g.normalise(g.add(y, x, relu=False)) if rng.random() < 0.6 else g.add(y, x, relu=False)
-        elif form < 0.75:
+        elif form < 0.80:
             hidden = g.width(min(2048.0, max(room, 1e5) / (4.0 * count * size)), 16)
             y = _nonlinear(g, g.project(x, hidden))
             y = g.project(y, size)
             x = g.add(y, x, relu=False) if rng.random() < 0.6 else y
-        elif form < 0.85:
+        elif form < 0.87:
             x = _nonlinear(g, x)
-        elif form < 0.93:
+        elif form < 0.94:
             x = g.project(x, size)
         else:
             x = _gated(g, x)

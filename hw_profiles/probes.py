@@ -28,6 +28,7 @@ class Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    padded: bool = True
     _count: int = 0
 
     def name(self, stem: str) -> str:
@@ -74,9 +75,12 @@ class Graph:
     def conv(
         self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: int = True
     ) -> str:
-        """Convolution with bias, same padding, optional ReLU or ReLU6 (`relu` of 6); an integer probe quantises its output."""
+        """Convolution with bias, padded or not, optional ReLU or ReLU6 (`relu` of 6).
+
+        An integer probe quantises its output.
+        """
         batch, cin, height, width = self.shapes[x]
-        pads = [kernel[0] // 2, kernel[1] // 2]
+        pads = [kernel[0] // 2, kernel[1] // 2] if self.padded else [0, 0]
         out = (
             batch,
             cout,

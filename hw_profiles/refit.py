@@ -1,8 +1,8 @@
 """Refitting the loop constants of a CPU cost model to a profile, held to what they were before.
 
 Prices are linear in the constants (`hw_profiles.costs.cpu`): ridge regression under non-negativity, in
-relative errors, whose target is the prior's constants times one common factor. Nothing measured: nothing changes;
-a table of constants that no measured kernel uses moves with the common factor alone.
+relative errors, whose target is the prior's constants times one common factor. Nothing measured: nothing
+changes; a table of constants that no measured kernel uses moves with the common factor alone.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ FEATURES: Mapping[str, float] = {
     "cin": 3.0, "cout": 3.0, "pixels": 3.0, "out_w": 3.0, "window": 2.0, "kernel_w": 2.0, "stride": 1.5,
     "groups": 4.0, "read": 4.0, "written": 4.0, "ragged_cout": 1.0, "odd_cout": 1.0, "ragged_cin": 1.0,
     "odd_cin": 1.0, "cold": 1.0, "relu": 1.5, "clip": 1.5, "add": 1.5, "ragged_row": 1.0,
+    "padded": 1.0,
 }  # fmt: skip
 #: Features of kernels without multiply-accumulates: how channels are laid out matters little to them.
 _SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row"})
@@ -57,6 +58,8 @@ def features(batch: KernelBatch, cold: Array) -> Float32:
         "ragged_cout": np.mod(-cout, 16.0) / 16.0, "odd_cout": np.mod(cout, 4.0) != 0.0,
         "ragged_cin": np.mod(-cin, 16.0) / 16.0, "odd_cin": np.mod(cin, 4.0) != 0.0, "cold": cold, **flags,
     }  # fmt: skip
+    border = (c["out_h"] - 1.0) * c["stride_h"] + c["kernel_h"] - c["in_h"]
+    columns["padded"] = border / np.maximum(c["kernel_h"] - 1.0, 1.0)
     columns["ragged_row"] = np.mod(-np.where(c["out_w"] > 1.0, c["out_w"], c["out_h"]), 16.0) / 16.0
     bearing = np.array([float(kind.has_macs) for kind in batch.kinds], dtype=np.float32)
     found = np.empty((*shape, len(FEATURES)), dtype=np.float32)

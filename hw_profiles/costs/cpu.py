@@ -288,7 +288,8 @@ _FALLBACK = {
     "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
     "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
     "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
-    "skipnorm": "norm", "dequantise_weights": "dequantise", "qpool_nhwc": "qpool", "pool_nhwc": "pool", "reduce_axis": "reduce", "gelu": "erf",
+    "skipnorm": "norm", "dequantise_weights": "dequantise", "qpool_nhwc": "qpool", "pool_nhwc": "pool",
+    "reduce_axis": "reduce", "gelu": "erf",
 }  # fmt: skip
 
 

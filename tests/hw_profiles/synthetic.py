@@ -30,13 +30,16 @@ KINDS = {
 def truth(seed: int = 0) -> Target:
     """The prior with every table of constants off by its own factor, 1.6 either way, and all by 0.6."""
     rng = np.random.default_rng(seed)
-    values = {}
+    values: dict[tuple[str, str], float] = {}
     for table, entries in PRIOR.cost.constants.items():
         factor = 0.6 * float(np.exp(rng.normal(0.0, 0.5)))
         values |= {
-            (table, name): c.value * factor * float(np.exp(rng.normal(0.0, 0.3))) for name, c in entries.items()
+            (table, name): c.value * factor * float(np.exp(rng.normal(0.0, 0.3)))
+            for name, c in entries.items()
         }
-    return with_constants(PRIOR, {k: v for k, v in values.items() if k[0] != "parallel"}, "made up for a test")
+    return with_constants(
+        PRIOR, {k: v for k, v in values.items() if k[0] != "parallel"}, "made up for a test"
+    )
 
 
 def networks(count: int, seed: int) -> list[KernelBatch]:
@@ -46,7 +49,9 @@ def networks(count: int, seed: int) -> list[KernelBatch]:
 
 
 def _network(rng: np.random.Generator) -> KernelBatch:
-    names = [str(rng.choice(list(KINDS), p=[0.35, 0.25, 0.1, 0.1, 0.1, 0.1])) for _ in range(rng.integers(4, 13))]
+    names = [
+        str(rng.choice(list(KINDS), p=[0.35, 0.25, 0.1, 0.1, 0.1, 0.1])) for _ in range(rng.integers(4, 13))
+    ]
     side = float(rng.choice([4, 7, 14, 28, 32]))
     channels = 4.0 * np.exp(rng.uniform(np.log(2), np.log(64), len(names) + 1)).round()
     flat = np.array([name == "gemm" for name in names])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def _errors(learned: Learned | None, seed: int = 0, count: int = 80) -> np.ndarr
     predictor = Predictor(PRIOR) if learned is None else replace(Predictor(PRIOR), learned=learned)
     batches = networks(count, 9000 + seed)
     real = np.array([real_us(b, truth(seed))[1] * 1e-3 for b in batches])
-    return np.abs(np.log(np.array([float(predictor.predict(b).latency_ms[0]) for b in batches]) / real))
+    predicted = np.array([float(predictor.predict(b).latency_ms[0]) for b in batches])
+    return np.asarray(np.abs(np.log(predicted / real)))
 
 
 def _profile(rows: list[Observation], threads: int = 1, facts: DeviceFacts = FACTS) -> Profile:
@@ -69,7 +71,7 @@ def test_the_error_falls_with_measurements() -> None:
         np.mean([np.median(_errors(_learned(n, s, False) if n else None, s, 40)) for s in range(3)])
         for n in counts
     ]
-    assert all(later < earlier for earlier, later in zip(medians, medians[1:], strict=False)), medians
+    assert all(later < earlier for earlier, later in pairwise(medians)), medians
     assert medians[0] > 0.3
     assert medians[-1] < 0.04
 
@@ -102,21 +104,29 @@ def test_a_harder_network_has_a_wider_interval() -> None:
 
 def test_policies_are_priced_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many array operations for one policy as for sixty-four, and the same prices as one by one."""
-    learned, calls = _learned(64), []
+    learned, calls = _learned(64), list[int]()
     basis = Cell.basis
-    monkeypatch.setattr(Cell, "basis", lambda self, x: calls.append(len(x)) or basis(self, x))
+
+    def counted(cell: Cell, x: np.ndarray) -> np.ndarray:
+        calls.append(len(x))
+        return basis(cell, x)
+
+    monkeypatch.setattr(Cell, "basis", counted)
     one = networks(1, 12)[0]
     columns = {name: np.repeat(one[name], 64, axis=0) for name in COLUMNS}
     columns["cin"] = columns["cin"] * np.linspace(1.0, 1.3, 64)[:, None].round(1)
     batch = KernelBatch(one.kinds, columns)
     predictor = replace(Predictor(PRIOR), learned=learned)
     together = predictor.predict(batch)
-    many, _ = len(calls), calls.clear()
+    many = len(calls)
+    calls.clear()
     alone = [predictor.predict(batch.row(i)) for i in range(64)]
     assert many <= 2 * len(calls) // 64
     assert np.allclose(together.latency_ms, [float(p.latency_ms[0]) for p in alone], rtol=1e-5)
     assert np.allclose(together.high_ms, [float(p.high_ms[0]) for p in alone], rtol=1e-4)
-    assert np.allclose(predictor.predict(concat([one] * 3)).latency_ms, float(predictor.predict(one).latency_ms[0]))
+    assert np.allclose(
+        predictor.predict(concat([one] * 3)).latency_ms, float(predictor.predict(one).latency_ms[0])
+    )
 
 
 def test_the_same_measurements_teach_the_same() -> None:
@@ -175,7 +185,7 @@ def test_profiles_of_something_else_are_refused() -> None:
         Predictor(PRIOR).profiled(_profile(rows, facts=old))
     with pytest.raises(BadProfileError, match=r"1\.20\.1, and the device now has 1\.32\.0"):
         Predictor(PRIOR).profiled(_profile(rows, facts=old), FACTS)
-    with pytest.raises(BadProfileError, match="at 2.00 GHz, and the clock now is 1.50"):
+    with pytest.raises(BadProfileError, match=r"at 2\.00 GHz, and the clock now is 1\.50"):
         Predictor(PRIOR).profiled(_profile(rows), replace(FACTS, clock_ghz=1.5))
     counted = Profile(FACTS, 1, "instructions", _profile(rows).rows)
     with pytest.raises(BadProfileError, match="counts instructions"):
