@@ -21,7 +21,7 @@ from hw_profiles.conformal import Calibration, calibrate
 from hw_profiles.costs import CostModel, Costs, cost_model, cpu
 from hw_profiles.errors import UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
-from hw_profiles.refit import Flat, cache_bytes, design, flatten, refit
+from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
 from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual
 from hw_profiles.target import Target
 
@@ -176,24 +176,29 @@ def _scaled(flat: Flat, target: Target) -> Flat:
     np.minimum.at(least, flat.owner, raw)
     trimmed = np.maximum(raw - np.minimum(added, least)[flat.owner], 0.2)
     times = trimmed * (whole / flat.sums(trimmed))[flat.owner]
-    return replace(flat, kernel_us=np.where(times >= LEAST_KERNEL_US, times, np.nan))
+    return replace(flat, kernel_us=times)
+
+
+def _audible(flat: Flat, price_us: Array) -> Flat:
+    """Without the times of kernels that are expected to take less than the profiler can tell.
+
+    Expected, not measured: of those at the border the measured ones would be left in when too long.
+    """
+    return replace(flat, kernel_us=np.where(price_us >= LEAST_KERNEL_US, flat.kernel_us, np.nan))
 
 
 def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, Residual]:
-    fitted = refit(flat, target, threads)
-    constants = {
-        (t, n): c.value
-        for t, entries in fitted.cost.constants.items()
-        if t != "parallel"
-        for n, c in entries.items()
-    }
+    counts = design(flat, target, threads)
+    first = counts.nanoseconds(nearest(counts.entries, target)) * 1e-3
+    common = float(np.median(flat.network_us / flat.sums(np.maximum(first, _LEAST_US))))
+    fitted = refit(_audible(flat, first * common), target, threads)
+    constants = nearest((*counts.entries, NETWORK), fitted)
     wait = fitted.cost.constants.get("parallel", {}).get("wait")
-    price = design(flat, fitted, threads).nanoseconds(constants) + (
-        wait.value if wait and threads > 1 else 0.0
-    )
+    price = counts.nanoseconds(constants) + (wait.value if wait and threads > 1 else 0.0)
+    flat = _audible(flat, price * 1e-3)
     names, numbers = cells_of(flat.batch, flat.cold)
     seen = Observed(
-        np.maximum(price * 1e-3, _LEAST_US), max(constants[("network", "overhead")] * 1e-3, _LEAST_US),
+        np.maximum(price * 1e-3, _LEAST_US), max(constants[NETWORK] * 1e-3, _LEAST_US),
         flat.owner, flat.kernel_us, flat.network_us, flat.sigma,
     )  # fmt: skip
     return fitted, fit_residual(names, numbers[0], features(flat.batch, flat.cold[0])[0], seen, seed)

@@ -7,7 +7,7 @@ changes; a table of constants that no measured kernel uses moves with the common
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +26,7 @@ SHRINKAGE = 1.0
 #: Kernels are known to a fraction of a microsecond: the profiler counts whole ones.
 FLOOR_US = 1.5
 #: A whole network counts as much as so many kernels: its time is measured directly.
-NETWORK_WEIGHT = 6.0
+NETWORK_WEIGHT = 4.0
 #: A network's fixed cost (binding inputs, fetching outputs) belongs to no kernel.
 NETWORK = ("network", "overhead")
 
@@ -178,6 +178,11 @@ def _put(
         entries[key] = (index, np.asarray(counts))
 
 
+def nearest(keys: Iterable[Key], target: Target) -> dict[Key, float]:
+    """The target's constant of every key; of a table that it lacks, the nearest one's."""
+    return {key: _constant(target, (cpu.resolved(target, key[0]), key[1])) for key in keys}
+
+
 def _constant(target: Target, key: Key) -> float:
     found = target.cost.constants.get(key[0], {}).get(key[1])
     return found.value if found is not None else 0.0
@@ -196,7 +201,7 @@ def refit(flat: Flat, target: Target, threads: int = 1, shrinkage: float = SHRIN
     counts = design(flat, target, threads)
     wait = _constant(target, ("parallel", "wait")) if threads > 1 else 0.0
     keys = [*counts.entries, NETWORK]
-    anchors = {key: prior.get((cpu.resolved(target, key[0]), key[1]), 0.0) for key in keys}
+    anchors = nearest(keys, target)
     expected = flat.sums(counts.nanoseconds(anchors) + wait) + prior.get(NETWORK, 0.0)
     common = float(np.exp(np.median(np.log(flat.network_us * 1e3 / expected))))
     matrix, goal = _equations(flat, counts, keys, wait)
@@ -245,4 +250,4 @@ def with_constants(target: Target, values: dict[Key, float], source: str) -> Tar
     return target.model_copy(update={"cost": target.cost.model_copy(update={"constants": constants})})
 
 
-__all__ = ["Design", "Flat", "design", "flatten", "refit", "tables_of", "with_constants"]
+__all__ = ["NETWORK", "Design", "Flat", "design", "flatten", "nearest", "refit", "with_constants"]

@@ -30,11 +30,11 @@ FEATURES: Mapping[str, float] = {
 #: Features of kernels without multiply-accumulates: how channels are laid out matters little to them.
 _SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row"})
 #: Prior standard deviations of log(time / price): a kind's offset, its function of the shapes.
-OFFSET_SIGMA, SHAPE_SIGMA = 0.7, 0.3
+OFFSET_SIGMA, SHAPE_SIGMA = 0.3, 0.2
 #: Inducing points of a kind at most; one for every two kernels measured.
 POINTS = 40
 #: Times of single kernels: relative spread, and microseconds that the profiler's clock adds to it.
-KERNEL_SIGMA, KERNEL_US = 0.05, 0.6
+KERNEL_SIGMA, KERNEL_US = 0.1, 0.6
 #: Times of networks: what the sum of kernels misses however many are measured.
 NETWORK_SIGMA, NETWORK_US = 0.02, 0.2
 #: Degrees of freedom of Student's t.
