@@ -78,7 +78,7 @@ class Learned:
         """(costs with the residual in them, (P,) difficulty: expected log spread of each network)."""
         costs = self._model.price(batch, self.threads)
         cold = cpu.cold_shares(batch, *cache_bytes(self.target))
-        factor, sigma, scatter, numbers = self.residual(batch, cold)
+        factor, sigma, scatter, numbers = self.residual(batch, cold, cache_bytes(self.target)[0])
         grown = np.exp(factor)
         busy = np.maximum(costs.busy_us, _LEAST_US - costs.overhead_us) * grown
         network = costs.network_us * float(np.exp(self.residual.fixed))
@@ -201,7 +201,8 @@ def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, R
         np.maximum(price * 1e-3, _LEAST_US), max(constants[NETWORK] * 1e-3, _LEAST_US),
         flat.owner, flat.kernel_us, flat.network_us, flat.sigma,
     )  # fmt: skip
-    return fitted, fit_residual(names, numbers[0], features(flat.batch, flat.cold[0])[0], seen, seed)
+    x = features(flat.batch, flat.cold[0], cache_bytes(target)[0])[0]
+    return fitted, fit_residual(names, numbers[0], x, seen, seed)
 
 
 def _left_out(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Array, Array]:

@@ -126,10 +126,11 @@ class Planner:
         for b, batch in enumerate(self.interest):
             costs, _ = model.price(batch)
             cold = cpu.cold_shares(batch, *cache_bytes(model.target))
-            _, sigma, _, _ = model.residual(batch, cold)
+            core = cache_bytes(model.target)[0]
+            _, sigma, _, _ = model.residual(batch, cold, core)
             kernel = costs.busy_us + costs.overhead_us
             weight = kernel / kernel.sum(axis=1, keepdims=True) * sigma
-            shapes.append(features(batch, np.broadcast_to(cold[0], batch.shape)))
+            shapes.append(features(batch, np.broadcast_to(cold[0], batch.shape), core))
             rows, columns = np.nonzero(weight > 0.0)
             places += [(-float(weight[r, k]), b, int(r), int(k)) for r, k in zip(rows, columns, strict=True)]
         taken: dict[str, list[NDArray[np.float32]]] = {}

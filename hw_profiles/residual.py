@@ -22,17 +22,17 @@ from hw_profiles.kernel import Array, KernelBatch, KernelKind
 
 #: Shapes as the process sees them, with the distance at which two count as unlike (octaves; shares; flags).
 FEATURES: Mapping[str, float] = {
-    "cin": 3.0, "cout": 3.0, "pixels": 3.0, "out_w": 3.0, "window": 2.0, "kernel_w": 2.0, "stride": 1.5,
-    "groups": 4.0, "read": 4.0, "written": 4.0, "ragged_cout": 1.0, "odd_cout": 1.0, "ragged_cin": 1.0,
-    "odd_cin": 1.0, "cold": 1.0, "relu": 1.5, "clip": 1.5, "add": 1.5, "ragged_row": 1.0,
-    "padded": 1.0,
+    "cin": 6.0, "cout": 6.0, "pixels": 6.0, "out_w": 6.0, "window": 4.0, "kernel_w": 4.0, "stride": 3.0,
+    "groups": 8.0, "read": 8.0, "written": 8.0, "ragged_cout": 2.0, "odd_cout": 2.0, "ragged_cin": 2.0,
+    "odd_cin": 2.0, "cold": 2.0, "relu": 3.0, "clip": 3.0, "add": 3.0, "ragged_row": 2.0,
+    "padded": 2.0, "spilled": 1.4,
 }  # fmt: skip
 #: Features of kernels without multiply-accumulates: how channels are laid out matters little to them.
-_SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row"})
+_SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row", "spilled"})
 #: Prior standard deviations of log(time / price): a kind's offset, its function of the shapes.
-OFFSET_SIGMA, SHAPE_SIGMA = 0.3, 0.2
-#: Inducing points of a kind at most; one for every two kernels measured.
-POINTS = 40
+OFFSET_SIGMA, SHAPE_SIGMA = 0.3, 0.25
+#: Inducing points of a kind at most; one for every six kernels measured.
+POINTS = 80
 #: Times of single kernels: relative spread, and microseconds that the profiler's clock adds to it.
 KERNEL_SIGMA, KERNEL_US = 0.1, 0.6
 #: Times of networks: what the sum of kernels misses however many are measured.
@@ -44,8 +44,11 @@ _LEAST_US = 0.05
 Float32 = NDArray[np.float32]
 
 
-def features(batch: KernelBatch, cold: Array) -> Float32:
-    """(P, K, F) shapes in units of FEATURES; `cold` broadcasts to (P, K)."""
+def features(batch: KernelBatch, cold: Array, core_bytes: float) -> Float32:
+    """(P, K, F) shapes in units of FEATURES; `cold` (the weights' share) broadcasts to (P, K).
+
+    Activations that exceed a core's cache are read and written farther away: `spilled`.
+    """
     c, shape = batch.columns, batch.shape
     grouped = np.where(c["groups"] > 1.0, c["groups"], 1.0)
     cin, cout = c["cin"] / grouped, c["cout"]
@@ -60,6 +63,8 @@ def features(batch: KernelBatch, cold: Array) -> Float32:
     }  # fmt: skip
     border = (c["out_h"] - 1.0) * c["stride_h"] + c["kernel_h"] - c["in_h"]
     columns["padded"] = border / np.maximum(c["kernel_h"] - 1.0, 1.0)
+    held = (batch.in_bytes() + batch.out_bytes()) / core_bytes
+    columns["spilled"] = np.clip(held - 0.5, 0.0, 1.5)
     columns["ragged_row"] = np.mod(-np.where(c["out_w"] > 1.0, c["out_w"], c["out_h"]), 16.0) / 16.0
     bearing = np.array([float(kind.has_macs) for kind in batch.kinds], dtype=np.float32)
     found = np.empty((*shape, len(FEATURES)), dtype=np.float32)
@@ -154,11 +159,11 @@ class Residual:
     fixed: float = 0.0
 
     def __call__(
-        self, batch: KernelBatch, cold: tuple[Array, Array]
+        self, batch: KernelBatch, cold: tuple[Array, Array], core_bytes: float
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
         """(P, K) each: log factor on the price, its standard deviation, scatter, and the kind's number."""
         names, numbers = cells_of(batch, cold)
-        x = features(batch, np.broadcast_to(cold[0], batch.shape))
+        x = features(batch, np.broadcast_to(cold[0], batch.shape), core_bytes)
         factor, sigma = np.zeros(batch.shape), np.full(batch.shape, np.hypot(OFFSET_SIGMA, SHAPE_SIGMA))
         scatter = np.full(batch.shape, SHAPE_SIGMA)
         for i, name in enumerate(names):
