@@ -37,7 +37,7 @@ GROWTH = 1.25
 #: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %.
 RUNS, ROUNDS = 40, 4
 #: Squared distance (in units of `residual.FEATURES`) below which two kernels of interest count as one.
-_ALIKE = 0.05
+_ALIKE = 0.01
 
 
 @dataclass
