@@ -1,8 +1,9 @@
 """Refitting the loop constants of a CPU cost model to a profile, held to what they were before.
 
 Prices are linear in the constants (`hw_profiles.costs.cpu`): ridge regression under non-negativity, in
-relative errors, whose target is the prior's constants times one common factor. Nothing measured: nothing
-changes; a table of constants that no measured kernel uses moves with the common factor alone.
+relative errors, whose target is the prior's constants times a factor for their class of cost, these held to
+one common factor. Nothing measured: nothing changes; a table of constants that no measured kernel uses moves
+with its class alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from hw_profiles.correction import class_scales
 from hw_profiles.costs import cpu, cpu_loops
 from hw_profiles.costs.base import CLASSES, Shapes
 from hw_profiles.kernel import COLUMNS, Array, KernelBatch, activation_width
@@ -23,10 +25,16 @@ Key = tuple[str, str]
 
 #: Pseudo-measurements that hold every constant's share of a kernel's time to the prior's.
 SHRINKAGE = 1.0
+#: And each constant to the prior's by this share of it: a kernel's 10 % spread over the constant's 70 %.
+CONSTANT_WEIGHT = 0.14
+#: Networks that tell of a constant which the prior has not, before it gets one.
+LEAST_NETWORKS = 20
 #: Kernels are known to a fraction of a microsecond: the profiler counts whole ones.
 FLOOR_US = 1.5
 #: A whole network counts as much as so many kernels: its time is measured directly.
 NETWORK_WEIGHT = 4.0
+#: Spread of a whole network about the prior scaled class by class: what one network tells of the classes.
+PRIOR_SIGMA = 0.15
 #: A network's fixed cost (binding inputs, fetching outputs) belongs to no kernel.
 NETWORK = ("network", "overhead")
 
@@ -202,22 +210,47 @@ def refit(flat: Flat, target: Target, threads: int = 1, shrinkage: float = SHRIN
     wait = _constant(target, ("parallel", "wait")) if threads > 1 else 0.0
     keys = [*counts.entries, NETWORK]
     anchors = nearest(keys, target)
-    expected = flat.sums(counts.nanoseconds(anchors) + wait) + prior.get(NETWORK, 0.0)
-    common = float(np.exp(np.median(np.log(flat.network_us * 1e3 / expected))))
+    keys = [key for key in keys if anchors[key] > 0.0 or _often(flat, counts.entries[key])]
+    scales = _scales(flat, counts, anchors, wait)
+    first = {key: scales[_class(key)] for key in (*prior, *keys)}
     matrix, goal = _equations(flat, counts, keys, wait)
-    anchor = np.array([anchors[key] * common for key in keys])
+    anchor = np.array([anchors[key] * first[key] for key in keys])
     share = np.sqrt(np.mean(matrix**2, axis=0) * len(matrix) / np.maximum((matrix > 0.0).sum(axis=0), 1))
     share[share == 0.0] = 1.0
     # Variables in units of relative time: the penalty asks for one share of a kernel's time like another.
-    stacked = np.vstack([matrix / share, np.sqrt(shrinkage) * np.eye(len(keys))])
-    wanted = np.concatenate([goal, np.sqrt(shrinkage) * anchor * share])
+    relative = np.divide(CONSTANT_WEIGHT, anchor * share, out=np.zeros(len(keys)), where=anchor > 0.0)
+    hold = np.sqrt(shrinkage + relative**2)
+    stacked = np.vstack([matrix / share, np.diag(hold)])
+    wanted = np.concatenate([goal, hold * anchor * share])
     gram, moment = stacked.T @ stacked, stacked.T @ wanted
     root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) / len(keys) * np.eye(len(keys))).T
     found = nnls(root, np.linalg.solve(root.T, moment), maxiter=50 * len(keys))[0] / share
-    values = {key: value * common for key, value in prior.items()} | dict(
-        zip(keys, map(float, found), strict=True)
-    )
+    values = {key: 0.0 for key in counts.entries if key[1] == "overhead"}
+    values |= {key: value * first[key] for key, value in prior.items()}
+    values |= dict(zip(keys, map(float, found), strict=True))
     return with_constants(target, values, f"refitted to {len(flat)} networks measured on the device")
+
+
+def _often(flat: Flat, entry: tuple[NDArray[np.intp], Array]) -> bool:
+    """Whether enough networks tell of a constant that the prior has not: few would set it at random."""
+    index, amounts = entry
+    return len(np.unique(flat.owner[index[amounts > 0.0]])) >= LEAST_NETWORKS
+
+
+def _class(key: Key) -> int:
+    """Index into CLASSES of a constant."""
+    return CLASSES.index("overhead") if key[1] == "overhead" else cpu.class_of_table(key[0])
+
+
+def _scales(flat: Flat, counts: Design, anchors: dict[Key, float], wait: float) -> Array:
+    """(C,) factors on the prior's classes of cost that whole networks ask for, held together loosely."""
+    parts = np.zeros((len(flat), len(CLASSES)))
+    for key, (index, amounts) in counts.entries.items():
+        mine = np.bincount(flat.owner[index], weights=amounts, minlength=len(flat))
+        parts[:, _class(key)] += anchors[key] * mine
+    lengths = np.bincount(flat.owner, minlength=len(flat))
+    parts[:, CLASSES.index("overhead")] += anchors[NETWORK] + wait * lengths
+    return class_scales(parts * 1e-6, flat.network_us * 1e-3, PRIOR_SIGMA)
 
 
 def _equations(flat: Flat, counts: Design, keys: list[Key], wait: float) -> tuple[Array, Array]:

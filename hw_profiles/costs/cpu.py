@@ -158,6 +158,19 @@ def classes_of(batch: KernelBatch, tables: NDArray[np.object_]) -> Index:
     return np.array(found, dtype=np.intp)
 
 
+def class_of_table(table: str) -> int:
+    """Index into CLASSES of what a table of constants prices."""
+    if table.startswith("gemm"):
+        return _CLASS["gemm"]
+    if "depthwise" in table:
+        return _CLASS["depthwise"]
+    if table.startswith("int8"):
+        return _CLASS["conv_int"]
+    if table.startswith(("nchwc.", "plain.")):
+        return _CLASS["conv_float"]
+    return _CLASS["reorder" if table in _REORDER_TABLES else "memory"]
+
+
 def resolved(target: Target, table: str) -> str:
     """The table itself, or the nearest one that the target has constants for ("unknown" at last)."""
     while table not in target.cost.constants and table in _FALLBACK:
