@@ -46,6 +46,11 @@ def fit_correction(parts: Array, measured_ms: Array, prior_sigma: float) -> Corr
     return Correction(tuple(map(float, np.exp(logs))), max(math.sqrt(spread), _REPEAT_SIGMA), count)
 
 
+def class_scales(parts: Array, measured_ms: Array, sigma: float) -> Array:
+    """(C,) factors on the classes of cost, as `fit_correction` finds them; no spread, so no leaving out."""
+    return np.asarray(np.exp(_solve(parts, measured_ms, sigma)))
+
+
 def _solve(parts: Array, measured: Array, sigma: float) -> Array:
     """(C,) log factors by damped Gauss-Newton; the common factor is part of the ridge's covariance."""
     classes = parts.shape[1]

@@ -45,6 +45,10 @@ VIEW_OPS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 #: scale and one offset for all weights; weights quantised beforehand are symmetric.
 ASYMMETRIC = "asymmetric-weights"
 
+#: Stands in `fused` of a DequantizeLinear of constants: weights that no kernel takes as integers are made
+#: floats in every run, column by column, an order of magnitude slower than activations are.
+WEIGHTS = "weights"
+
 _FLOAT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 _ARRAY_PRECISION = re.compile(r"w(\d+)a(\d+)")
 #: Operations whose two sides have different element types: (bytes in, bytes out).

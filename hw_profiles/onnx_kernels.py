@@ -14,7 +14,15 @@ import onnx
 
 from hw_profiles.devices.contract import KernelRecord
 from hw_profiles.errors import MeasurementError
-from hw_profiles.kernel import ASYMMETRIC, CONV_OPS, MATMUL_OPS, KernelBatch, KernelKind, make_batch
+from hw_profiles.kernel import (
+    ASYMMETRIC,
+    CONV_OPS,
+    MATMUL_OPS,
+    WEIGHTS,
+    KernelBatch,
+    KernelKind,
+    make_batch,
+)
 from hw_profiles.measure import Inputs, made_up_inputs, session_options
 
 _WEIGHTED = CONV_OPS | MATMUL_OPS
@@ -126,7 +134,7 @@ def _kernel(
         domain=node.domain if node.domain != "ai.onnx" else "",
         precision=_precision(node, data_type),
         layer=node.name,
-        fused=_fused(node, attributes),
+        fused=_fused(node, attributes, constants),
         weight_bearing=weighted,
     )
     fed = [shape for (_, shape), name in zip(event.inputs, _fed(node, constants), strict=False) if name]
@@ -142,7 +150,7 @@ def _kernel(
     elif node.op_type in MATMUL_OPS:
         row |= _matmul(attributes, source, target, weighted)
     else:
-        row |= _other(attributes, source, target)
+        row |= _other(node.op_type, attributes, source, target)
     return kind, row
 
 
@@ -163,7 +171,20 @@ def _precision(node: onnx.NodeProto, data_type: str) -> str:
     return "fp16" if data_type == "float16" else "fp32"
 
 
-def _fused(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+def _are_weights(node: onnx.NodeProto, constants: Mapping[str, list[int]]) -> bool:
+    """Whether it makes floats of a matrix of constants with a scale for every column."""
+    return len(constants.get(node.input[0], ())) >= 2 and sum(constants.get(node.input[1], ())) > 1
+
+
+def _fused(
+    node: onnx.NodeProto, attributes: Mapping[str, Any], constants: Mapping[str, list[int]]
+) -> tuple[str, ...]:
+    if (
+        node.op_type == "DequantizeLinear"
+        and attributes.get("axis", 1) != 0
+        and _are_weights(node, constants)
+    ):
+        return (WEIGHTS,)
     found = [attributes[a].decode().lower() for a in _FUSED_ATTRIBUTES if attributes.get(a)]
     if node.op_type in ("Conv", "FusedConv") and len(node.input) > 3 and node.input[3]:
         found.append("add")
@@ -223,8 +244,8 @@ def _matmul(
     }  # fmt: skip
 
 
-def _other(attributes: Mapping[str, Any], source: list[int], target: list[int]) -> dict[str, float]:
-    last = bool(attributes.get("channels_last", 0))
+def _other(op: str, attributes: Mapping[str, Any], source: list[int], target: list[int]) -> dict[str, float]:
+    last = bool(attributes.get("channels_last", 0)) or op.startswith("Nhwc")
     cin, in_h, in_w = _planes(source, last)
     cout, out_h, out_w = _planes(target, last)
     kernel = [*(attributes.get("kernel_shape") or [1]), 1]

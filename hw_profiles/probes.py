@@ -28,6 +28,7 @@ class Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    padded: bool = True
     _count: int = 0
 
     def name(self, stem: str) -> str:
@@ -72,11 +73,14 @@ class Graph:
         return weights, self.op("DequantizeLinear", bias, (cout,), axis=0)
 
     def conv(
-        self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: bool = True
+        self, x: str, cout: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1, relu: int = True
     ) -> str:
-        """Convolution with bias, same padding, optional ReLU; an integer probe quantises its output."""
+        """Convolution with bias, padded or not, optional ReLU or ReLU6 (`relu` of 6).
+
+        An integer probe quantises its output.
+        """
         batch, cin, height, width = self.shapes[x]
-        pads = [kernel[0] // 2, kernel[1] // 2]
+        pads = [kernel[0] // 2, kernel[1] // 2] if self.padded else [0, 0]
         out = (
             batch,
             cout,
@@ -87,6 +91,9 @@ class Graph:
         y = self.op(
             "Conv", inputs, out, kernel_shape=list(kernel), strides=[stride] * 2, pads=pads * 2, group=groups
         )
+        if relu == 6:
+            low, high = self.constant(np.float32(0.0)), self.constant(np.float32(6.0))
+            return self.quantised(self.op("Clip", [y, low, high], out), signed=False)
         return self.quantised(self.op("Relu", [y], out) if relu else y, signed=not relu)
 
     def dense(self, x: str, cout: int, relu: bool = False) -> str:
