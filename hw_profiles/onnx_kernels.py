@@ -142,7 +142,7 @@ def _kernel(
     elif node.op_type in MATMUL_OPS:
         row |= _matmul(attributes, source, target, weighted)
     else:
-        row |= _other(attributes, source, target)
+        row |= _other(node.op_type, attributes, source, target)
     return kind, row
 
 
@@ -223,8 +223,8 @@ def _matmul(
     }  # fmt: skip
 
 
-def _other(attributes: Mapping[str, Any], source: list[int], target: list[int]) -> dict[str, float]:
-    last = bool(attributes.get("channels_last", 0))
+def _other(op: str, attributes: Mapping[str, Any], source: list[int], target: list[int]) -> dict[str, float]:
+    last = bool(attributes.get("channels_last", 0)) or op.startswith("Nhwc")
     cin, in_h, in_w = _planes(source, last)
     cout, out_h, out_w = _planes(target, last)
     kernel = [*(attributes.get("kernel_shape") or [1]), 1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import NormalDist
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,6 +16,11 @@ from hw_profiles.costs import CLASSES, CostModel, Costs, cost_model
 from hw_profiles.errors import BadKernelsError, UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
 from hw_profiles.target import Target
+
+if TYPE_CHECKING:
+    from hw_profiles.devices.contract import DeviceFacts
+    from hw_profiles.learned import Learned
+    from hw_profiles.profiles import Profile
 
 _Z90 = NormalDist().inv_cdf(0.95)
 
@@ -39,7 +45,8 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """Prices kernels on one target with one number of threads. Immutable: `corrected` returns another.
+    """Prices kernels on one target with one number of threads. Immutable: `corrected` and `profiled` return
+    others.
 
     Example: ``Predictor(load_target("raspberry-pi-4")).predict(batch).latency_ms``.
     """
@@ -47,6 +54,7 @@ class Predictor:
     target: Target
     threads: int | None = None
     correction: Correction = field(default_factory=Correction)
+    learned: Learned | None = field(default=None, repr=False)
     _model: CostModel = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +70,10 @@ class Predictor:
 
     def predict(self, batch: KernelBatch) -> Prediction:
         """Price P policies at once; one row per policy, in the order of the batch."""
-        costs = self._costs(batch)
+        costs, difficulty = self._priced(batch)
         kernel_ms, network_ms = self._scaled(costs)
         latency = kernel_ms.sum(axis=1) + network_ms
-        factor = math.exp(_Z90 * self._log_sigma())
+        factor = np.exp(self._half_width(difficulty))
         return Prediction(
             latency_ms=latency,
             low_ms=latency / factor,
@@ -80,7 +88,27 @@ class Predictor:
         """Factor on the point estimate that latency stays below with probability `risk` (0.5: 1)."""
         if not 0.0 < risk < 1.0:
             raise UnsupportedSettingError(f"{risk=} is not a probability between 0 and 1, such as 0.9")
+        if self.learned is not None:
+            typical = np.array([self.learned.calibration.typical])
+            half = float(self._half_width(typical, abs(2.0 * risk - 1.0))[0])
+            return math.exp(math.copysign(half, risk - 0.5))
         return math.exp(NormalDist().inv_cdf(risk) * self._log_sigma())
+
+    def profiled(
+        self, profile: Profile, facts: DeviceFacts | None = None, seed: int = 0, beside: Path | None = None
+    ) -> Predictor:
+        """A predictor that rests on what was measured on the device: kernels and networks of a profile.
+
+        Given `facts`, a profile that no longer speaks for the device is refused (BadProfileError, exit 3), as
+        is one with another number of threads or runtime version. `beside`: the profile's file; what
+        was learned is kept next to it and taken up again as long as neither changes. Empty: the predictor
+        itself.
+        """
+        from hw_profiles.learned_store import learned_of
+
+        threads = self.threads or self.target.default_threads
+        found = learned_of(profile, self.target, threads, facts, seed, beside)
+        return self if found is None else replace(self, learned=found, correction=Correction())
 
     def corrected(self, measurements: Sequence[tuple[KernelBatch, float]]) -> Predictor:
         """A predictor that has seen whole networks on the device: (batch of one policy, measured ms) each.
@@ -92,7 +120,7 @@ class Predictor:
             return self
         parts = np.array([self._class_ms(batch) for batch, _ in measurements])
         measured = np.array([ms for _, ms in measurements], dtype=np.float64)
-        found = fit_correction(parts, measured, prior_sigma=self.target.cost.interval.log_sigma.value)
+        found = fit_correction(parts, measured, prior_sigma=self._prior_sigma())
         return replace(self, correction=found)
 
     def explain(self, batch: KernelBatch) -> dict[str, float]:
@@ -101,9 +129,15 @@ class Predictor:
         return dict(zip(CLASSES, map(float, parts), strict=True))
 
     def _costs(self, batch: KernelBatch) -> Costs:
+        return self._priced(batch)[0]
+
+    def _priced(self, batch: KernelBatch) -> tuple[Costs, Array]:
+        """(costs, (P,) how hard the learned model finds each network; zeros without one)."""
         if not len(batch) or not batch.kinds:
             raise BadKernelsError(f"nothing to price: {len(batch)} policies of {len(batch.kinds)} kernels")
-        return self._model.price(batch, self.threads or self.target.default_threads)
+        if self.learned is not None:
+            return self.learned.price(batch)
+        return self._model.price(batch, self.threads or self.target.default_threads), np.zeros(len(batch))
 
     def _scaled(self, costs: Costs) -> tuple[Array, float]:
         scales = np.array(self.correction.scales)
@@ -115,8 +149,25 @@ class Predictor:
         """(C,) uncorrected milliseconds of the first policy by class."""
         costs = self._costs(batch)
         parts = np.bincount(costs.classes, weights=costs.busy_us[0], minlength=len(CLASSES))
-        parts[CLASSES.index("overhead")] += float(np.sum(costs.overhead_us)) + costs.network_us
+        launches = np.broadcast_to(costs.overhead_us, costs.busy_us.shape)[0]
+        parts[CLASSES.index("overhead")] += float(np.sum(launches)) + costs.network_us
         return np.asarray(parts * 1e-3)
+
+    def _prior_sigma(self) -> float:
+        """Spread of one prediction before any whole network of the user's was measured."""
+        if self.learned is None:
+            return self.target.cost.interval.log_sigma.value
+        calibration = self.learned.calibration
+        return float(calibration.half_width(np.array([calibration.typical]))[0]) / _Z90
+
+    def _half_width(self, difficulty: Array, level: float = 0.9) -> Array:
+        """(P,) log half-width of the interval that holds with probability `level`."""
+        if self.learned is None:
+            return np.full(len(difficulty), NormalDist().inv_cdf(0.5 + level / 2.0) * self._log_sigma())
+        half = self.learned.calibration.half_width(difficulty, level)
+        if self.correction.measurements:
+            half = half * (self.correction.log_sigma / self._prior_sigma())
+        return half
 
     def _log_sigma(self) -> float:
         """Standard deviation of log(measured / predicted)."""
@@ -126,7 +177,7 @@ class Predictor:
         return math.hypot(interval.log_sigma.value, math.log(interval.runtime_factor.value) / _Z90)
 
     def _backing(self, costs: Costs) -> str:
-        text = self.target.backing
+        text = self.target.backing if self.learned is None else self.learned.backing
         if self.correction.measurements:
             count = self.correction.measurements
             text += f"; corrected by {count} network{'s' if count > 1 else ''} measured on the device"

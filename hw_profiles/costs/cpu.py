@@ -31,6 +31,7 @@ from hw_profiles.kernel import (
     KernelKind,
     activation_width,
 )
+from hw_profiles.target import Target
 
 _CLASS = {name: i for i, name in enumerate(CLASSES)}
 _VARIANTS = (
@@ -48,8 +49,8 @@ _GATHERED = np.array([5, 6, 7, 3, 4, 5, 6, 7, 8, 9])
 #: Operations priced by elements in, elements out and window taps; the name is the table of constants.
 SIMPLE: dict[str, str] = {
     "MaxPool": "pool", "AveragePool": "pool", "GlobalAveragePool": "reduce", "GlobalMaxPool": "reduce",
-    "ReduceMean": "reduce", "ReduceMax": "reduce", "ReduceSum": "reduce", "LpPool": "pool",
-    "NhwcMaxPool": "pool", "QLinearAveragePool": "qavg", "QLinearGlobalAveragePool": "qreduce",
+    "ReduceMean": "reduce_axis", "ReduceMax": "reduce_axis", "ReduceSum": "reduce_axis", "LpPool": "pool",
+    "NhwcMaxPool": "pool_nhwc", "QLinearAveragePool": "qavg", "QLinearGlobalAveragePool": "qreduce",
     "QLinearReduceMean": "qreduce",
     "Add": "add", "Sub": "add", "Mul": "add", "Div": "add", "Max": "add", "Min": "add", "Sum": "add",
     "Relu": "map", "Clip": "map", "LeakyRelu": "map", "PRelu": "map", "HardSwish": "map", "Neg": "map",
@@ -65,7 +66,7 @@ SIMPLE: dict[str, str] = {
     "Sigmoid": "special", "Tanh": "special", "Exp": "special", "Silu": "special", "QuickGelu": "special",
     "Mish": "special", "Softplus": "special", "Elu": "special", "Pow": "special",
     "Softmax": "softmax", "LogSoftmax": "softmax",
-    "Erf": "erf", "Gelu": "erf", "FastGelu": "erf", "BiasGelu": "erf",
+    "Erf": "erf", "Gelu": "gelu", "FastGelu": "gelu", "BiasGelu": "gelu",
     "LayerNormalization": "norm", "SkipLayerNormalization": "skipnorm", "InstanceNormalization": "norm",
     "GroupNormalization": "norm", "GroupNorm": "norm", "SimplifiedLayerNormalization": "norm",
     "QLinearSoftmax": "qtable", "QLinearSigmoid": "qtable",
@@ -90,7 +91,7 @@ def simple_table(kind: KernelKind) -> str:
     if table == "reduce" and "nchwc" in kind.domain:
         return "reduce_nchwc"
     # u8 goes through the MaxPool and Transpose names as well.
-    integer = {"pool": "qpool", "transpose": "qtranspose", "concat": "qconcat"}
+    integer = {"pool": "qpool", "pool_nhwc": "qpool_nhwc", "transpose": "qtranspose", "concat": "qconcat"}
     return integer.get(table, table) if kind.precision == "int8" else table
 
 
@@ -152,6 +153,34 @@ def variant_table(name: str, variant: int) -> str:
     return table if table in MODELS else f"{name}.dense"
 
 
+def variant_tables(name: str) -> tuple[str, ...]:
+    """Table of every variant of a convolution family, in the order of `variants`."""
+    return tuple(variant_table(name, i) for i in range(len(_VARIANTS)))
+
+
+def classes_of(batch: KernelBatch, tables: NDArray[np.object_]) -> Index:
+    """(K,) index into CLASSES of kernels priced by the given tables, (K,)."""
+    found = []
+    for kind, table in zip(batch.kinds, tables, strict=True):
+        name = family(kind)
+        if name == "simple":
+            found.append(_CLASS["reorder" if table in _REORDER_TABLES else "memory"])
+        elif name.startswith("gemm"):
+            found.append(_CLASS["gemm"])
+        elif "depthwise" in table:
+            found.append(_CLASS["depthwise"])
+        else:
+            found.append(_CLASS["conv_int" if name.startswith("int8") else "conv_float"])
+    return np.array(found, dtype=np.intp)
+
+
+def resolved(target: Target, table: str) -> str:
+    """The table itself, or the nearest one that the target has constants for ("unknown" at last)."""
+    while table not in target.cost.constants and table in _FALLBACK:
+        table = _FALLBACK[table]
+    return table if table in target.cost.constants or table in MODELS else "unknown"
+
+
 def cold_shares(batch: KernelBatch, core_bytes: float, last_bytes: float) -> tuple[Array, Array]:
     """(P, 1) share of the weights that no longer is in a core's cache / the last cache on the next run.
 
@@ -163,7 +192,8 @@ def cold_shares(batch: KernelBatch, core_bytes: float, last_bytes: float) -> tup
 
 
 @lru_cache(maxsize=256)
-def _families(kinds: tuple[KernelKind, ...]) -> dict[str, list[int]]:
+def families(kinds: tuple[KernelKind, ...]) -> dict[str, list[int]]:
+    """Positions of the kernels of every family."""
     groups: dict[str, list[int]] = {}
     for i, kind in enumerate(kinds):
         groups.setdefault(family(kind), []).append(i)
@@ -183,7 +213,7 @@ class CpuCost(CostModel):
         busy = np.zeros(batch.shape)
         overhead = np.zeros(count)
         classes = np.full(count, _CLASS["memory"], dtype=np.intp)
-        for name, members in _families(batch.kinds).items():
+        for name, members in families(batch.kinds).items():
             index = np.asarray(members, dtype=np.intp)
             if name == "simple":
                 self._simple(batch, index, cold, busy, overhead, classes)
@@ -286,7 +316,7 @@ _FALLBACK = {
     "ncnn.depthwise": "ncnn.dense", "ncnn8.pointwise": "ncnn8.dense", "ncnn8.grouped": "ncnn8.dense",
     "ncnn8.winograd": "ncnn8.dense", "ncnn8.depthwise": "ncnn8.dense",
     "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
-    "skipnorm": "norm",
+    "skipnorm": "norm", "qpool_nhwc": "qpool", "pool_nhwc": "pool", "reduce_axis": "reduce", "gelu": "erf",
 }  # fmt: skip
 
 

@@ -20,7 +20,8 @@ VNNI, AVX2 = frozenset({"avx2", "avx512f", "avx512_vnni"}), frozenset({"avx2", "
 
 def test_vnni_gets_the_measured_constants() -> None:
     found = describe(VNNI, "x86_64", 8)
-    assert found.cost == X86.cost
+    assert found.cost.constants == X86.cost.constants
+    assert found.cost.interval.runtime_factor.value == pytest.approx(2.3)  # measured on another machine
     assert (found.name, found.device.cores, found.default_threads) == ("local", 8, 1)
     assert not found.numerics.reduced_range_weights
 

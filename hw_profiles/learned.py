@@ -1,0 +1,221 @@
+"""A cost model corrected by a profile: refitted loop counts, a learned residual, calibrated intervals.
+
+Three layers, each held to the one before where nothing was measured: the target's constants, refitted
+(`hw_profiles.refit`); one smooth function of the shapes per kind of kernel (`hw_profiles.residual`); and the
+spread of whole networks, calibrated by conformal prediction (`hw_profiles.conformal`).
+
+    model = learn(profile, target)                  # seconds; deterministic
+    predictor = Predictor(target).profiled(profile)  # the same, kept beside the profile and taken up again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hw_profiles.conformal import Calibration, calibrate
+from hw_profiles.costs import CostModel, Costs, cost_model, cpu
+from hw_profiles.errors import UnsupportedSettingError
+from hw_profiles.kernel import Array, KernelBatch
+from hw_profiles.refit import Flat, cache_bytes, design, flatten, refit
+from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual
+from hw_profiles.target import Target
+
+#: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
+LEAST_TO_CALIBRATE = 12
+FOLDS = 5
+#: Kernels faster than this tell nothing by themselves: the profiler counts whole microseconds.
+LEAST_KERNEL_US = 2.0
+_LEAST_US = 0.05
+
+
+class Measured(Protocol):
+    """One network: its kernels (1, K), ms, relative sigma, and its kernels' raw microseconds or None."""
+
+    @property
+    def batch(self) -> KernelBatch: ...
+    @property
+    def ms(self) -> float: ...
+    @property
+    def sigma(self) -> float: ...
+    @property
+    def kernel_us(self) -> Array | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One measured network, see `Measured`."""
+
+    batch: KernelBatch
+    ms: float
+    sigma: float
+    kernel_us: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What was learned of a target from a profile. `networks` and `kernels` were measured; `error` is the
+    median relative error of networks left out of the fit (NaN where too few to leave any out)."""
+
+    target: Target
+    threads: int
+    residual: Residual
+    calibration: Calibration
+    networks: int
+    kernels: int
+    error: float
+    origin: Mapping[str, str] = field(default_factory=dict)
+    _model: CostModel = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_model", cost_model(self.target))
+
+    def price(self, batch: KernelBatch) -> tuple[Costs, Array]:
+        """(costs with the residual in them, (P,) difficulty: expected log spread of each network)."""
+        costs = self._model.price(batch, self.threads)
+        cold = cpu.cold_shares(batch, *cache_bytes(self.target))
+        factor, sigma, scatter, numbers = self.residual(batch, cold)
+        grown = np.exp(factor)
+        busy = np.maximum(costs.busy_us, _LEAST_US - costs.overhead_us) * grown
+        network = costs.network_us * float(np.exp(self.residual.fixed))
+        learned = replace(costs, busy_us=busy, overhead_us=costs.overhead_us * grown, network_us=network)
+        kernel = busy + learned.overhead_us
+        return learned, spread(kernel, network, sigma, scatter, numbers)
+
+    @property
+    def backing(self) -> str:
+        """What a prediction rests on, one line."""
+        what = f"{self.networks} networks and {self.kernels} kernels measured"
+        device = self.origin.get("device", "")
+        what += f" on {device}" if device else ""
+        what += f" on {self.origin['date']}" if self.origin.get("date") else ""
+        what += f" with {self.origin['runtime']}" if self.origin.get("runtime") else ""
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}"
+        known = f", held-out median error {self.error:.1%}" if np.isfinite(self.error) else ""
+        return what + threads + known
+
+
+def spread(
+    kernel_us: Array, network_us: float, sigma: Array, scatter: Array, numbers: NDArray[np.intp]
+) -> Array:
+    """(P,) expected standard deviation of a network's log latency.
+
+    Kernels of one kind err together (their function is off), their scatter adds up as if independent.
+    """
+    total = kernel_us.sum(axis=1) + network_us
+    share = kernel_us / total[:, None]
+    alike = np.zeros((len(total), int(numbers.max()) + 1))
+    rows = np.broadcast_to(np.arange(len(total))[:, None], numbers.shape)
+    np.add.at(alike, (rows.ravel(), numbers.ravel()), (share * sigma).ravel())
+    return np.asarray(np.sqrt((alike**2).sum(axis=1) + ((share * scatter) ** 2).sum(axis=1)))
+
+
+def learn(
+    measured: Sequence[Measured],
+    target: Target,
+    threads: int = 1,
+    seed: int = 0,
+    origin: Mapping[str, str] | None = None,
+    *,
+    calibrated: bool = True,
+) -> Learned:
+    """Fit everything to measured networks; none give the target as it is. Deterministic by seed.
+
+    Without `calibrated` nothing is left out (six times faster) and intervals stay the prior's: for planning.
+
+    Raises UnsupportedSettingError for a target that is no CPU: others are corrected by whole networks.
+    """
+    if target.cost.model != "cpu":
+        raise UnsupportedSettingError(
+            f"profiles correct CPU targets; {target.name} has the cost model {target.cost.model!r}"
+        )
+    flat = (
+        flatten([(m.batch, m.ms, m.sigma) for m in measured], [m.kernel_us for m in measured], target)
+        if measured
+        else None
+    )
+    if flat is None:
+        prior = target.cost.interval
+        return Learned(
+            target, threads, Residual(), Calibration.of_prior(prior), 0, 0, float("nan"), dict(origin or {})
+        )
+    flat = _scaled(flat, target)
+    fitted, residual = _fit(flat, target, threads, seed)
+    errors, levels = _left_out(flat, target, threads, seed) if calibrated else (np.zeros(0), np.zeros(0))
+    calibration = calibrate(errors, levels, target.cost.interval)
+    error = float(np.median(np.abs(np.expm1(errors)))) if len(errors) else float("nan")
+    return Learned(
+        fitted,
+        threads,
+        residual,
+        calibration,
+        len(flat),
+        int(np.isfinite(flat.kernel_us).sum()),
+        error,
+        dict(origin or {}),
+    )
+
+
+def _scaled(flat: Flat, target: Target) -> Flat:
+    """Kernels' raw microseconds made to sum to the network's: the profiler adds some to each of them.
+
+    What it adds is taken off evenly, the rest scaled; the fixed cost of a run belongs to no kernel. Kernels
+    that take less than the profiler's clock can tell are left to the sums.
+    """
+    constant = target.cost.constants.get("network", {}).get("overhead")
+    fixed = constant.value * 1e-3 if constant is not None else 0.0
+    raw = flat.kernel_us + 0.5  # it rounds down
+    whole = np.maximum(flat.network_us - fixed, 0.5 * flat.network_us)
+    count = np.maximum(np.bincount(flat.owner, minlength=len(flat)), 1)
+    added = np.maximum(0.0, (flat.sums(raw) - whole) / count)
+    least = np.full(len(flat), np.inf)
+    np.minimum.at(least, flat.owner, raw)
+    trimmed = np.maximum(raw - np.minimum(added, least)[flat.owner], 0.2)
+    times = trimmed * (whole / flat.sums(trimmed))[flat.owner]
+    return replace(flat, kernel_us=np.where(times >= LEAST_KERNEL_US, times, np.nan))
+
+
+def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, Residual]:
+    fitted = refit(flat, target, threads)
+    constants = {
+        (t, n): c.value
+        for t, entries in fitted.cost.constants.items()
+        if t != "parallel"
+        for n, c in entries.items()
+    }
+    wait = fitted.cost.constants.get("parallel", {}).get("wait")
+    price = design(flat, fitted, threads).nanoseconds(constants) + (
+        wait.value if wait and threads > 1 else 0.0
+    )
+    names, numbers = cells_of(flat.batch, flat.cold)
+    seen = Observed(
+        np.maximum(price * 1e-3, _LEAST_US), max(constants[("network", "overhead")] * 1e-3, _LEAST_US),
+        flat.owner, flat.kernel_us, flat.network_us, flat.sigma,
+    )  # fmt: skip
+    return fitted, fit_residual(names, numbers[0], features(flat.batch, flat.cold[0])[0], seen, seed)
+
+
+def _left_out(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Array, Array]:
+    """(log errors, difficulty) of networks left out of the fit in turn, (N,) each."""
+    count = len(flat)
+    if count < LEAST_TO_CALIBRATE:
+        return np.zeros(0), np.zeros(0)
+    fold = np.random.default_rng(seed).permutation(count) % FOLDS
+    errors, levels = np.zeros(count), np.zeros(count)
+    for i in range(FOLDS):
+        fitted, residual = _fit(flat.take(np.flatnonzero(fold != i)), target, threads, seed)
+        model = Learned(
+            fitted, threads, residual, Calibration.of_prior(target.cost.interval), 0, 0, float("nan")
+        )
+        for n in np.flatnonzero(fold == i):
+            costs, level = model.price(flat.network(int(n)))
+            total = float(np.sum(costs.busy_us + costs.overhead_us)) + costs.network_us
+            errors[n], levels[n] = np.log(flat.network_us[n] / total), level[0]
+    return errors, levels
+
+
+__all__ = ["Learned", "Measured", "Observation", "learn", "spread"]
