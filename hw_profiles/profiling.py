@@ -89,7 +89,7 @@ def advice(facts: DeviceFacts, state: Condition) -> list[str]:
     if state.throttled:
         found.append("the device throttles right now: cool it, or give it a stronger power supply")
     if state.load is not None and state.load > facts.cores / 2:
-        found.append(f"other programs keep {state.load:.1f} of {facts.cores} cores busy")
+        found.append(f"the load is {state.load:.1f} on {facts.cores} cores: other programs disturb")
     return found
 
 

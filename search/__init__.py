@@ -11,8 +11,12 @@ What is named in `__all__` is public. torch and onnxruntime are imported by what
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
+
+# No telemetry: onnxruntime's wheels report their use, unless told not to before they load.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     import threading

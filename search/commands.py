@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from hw_profiles.target import load_target
 from . import summary
 from .candidates import Candidate, score_now
 from .config import RunConfig, make_config, read_yaml
-from .errors import DeviceError, InputError
+from .errors import DeviceError, InputError, UsageError
 from .export_onnx import export_model
 from .exporters import exporter_of
 from .kernels_found import compare
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from .task import Task
 
-#: Timed runs of one network and rounds over all; and how long a board warms up before it is timed.
-RUNS, ROUNDS = 200, 8
+#: Timed runs of one network, and how long a board warms up before it is timed.
+RUNS = 200
 SOAK_SECONDS = 60.0
 
 
@@ -179,7 +179,7 @@ def measure_run(
         found = _of_run(RunFolder.find(what), threads, batch)
     soak = soak_seconds if soak_seconds is not None else (0.0 if host is None else SOAK_SECONDS)
     with open_device("local" if host is None else found.target, host, token) as device:
-        return _timed_on(device, found, batch or 1, soak, accept_unstable or host is None)
+        return _timed_on(device, found, batch or 1, soak, host is None, accept_unstable or host is None)
 
 
 @dataclass(frozen=True)
@@ -194,56 +194,55 @@ class _ToTime:
     target: str
 
 
-def _timed_on(device: Device, found: _ToTime, batch: int, soak: float, accept: bool) -> Measurement:
-    import time
-
+def _timed_on(
+    device: Device, found: _ToTime, batch: int, seconds: float, here: bool, accept: bool
+) -> Measurement:
     from hw_profiles.devices.contract import Work
-    from hw_profiles.measure import measurement_of
+    from hw_profiles.devices.soak import soak
+    from hw_profiles.errors import DeviceError as LostError
 
     works = [
-        Work(name, model, found.threads, RUNS, ROUNDS, memory=True, inputs=found.feed)
+        Work(name, model, found.threads, RUNS, inputs=found.feed)
         for name, model in zip(found.names, found.models, strict=True)
     ]
+    if device.unit != "ms":
+        raise UsageError(
+            f"the device counts {device.unit}, not time.", "Give the address of a board: --host."
+        )
     facts = device.facts()
-    start, throttled = time.monotonic(), []
-    while time.monotonic() - start < soak:
-        throttled += [
-            bool(s.after.throttled) for s in device.measure([replace(w, memory=False) for w in works])
-        ]
-    samples = {s.key: s for s in device.measure(works)}
-    for s in samples.values():
-        if s.error:
-            raise InputError(f"{facts.device} cannot run {s.key!r}: {s.error}")
-    throttled += [bool(s.after.throttled) for s in samples.values()]
-    judged = {name: measurement_of(s) for name, s in samples.items()}
-    unstable = next((m.why for m in judged.values() if not m.stable), None)
+    try:
+        rows = soak(device, works, seconds)
+    except LostError as problem:
+        if here:  # this machine is not lost: the file is to blame
+            raise InputError(str(problem)) from problem
+        raise
+    unstable = next((r.why for r in rows if not r.stable), None)
     if unstable is not None and not accept:
         raise DeviceError(
             f"{facts.device} measures too unsteadily: {unstable}.",
             "Free it of other work, cool it, or keep such measurements with --accept-unstable.",
         )
-    rows = [
-        Timing(
-            name=name,
-            load_ms=judged[name].load_ms,
-            p50_ms=judged[name].wall_p50_ms,
-            p95_ms=judged[name].wall_p95_ms,
-            min_cpu_ms=judged[name].latency_ms,
-            memory_bytes=judged[name].peak_memory_bytes,
-            predicted_ms=predicted,
-        )
-        for name, predicted in zip(found.names, found.predicted, strict=True)
-    ]
     document = Measurement(
         device=facts.device,
         runtime=f"{facts.runtime} {facts.runtime_version}",
         threads=found.threads,
         batch=batch,
         repeats=RUNS,
-        soak_seconds=soak,
-        throttled=sum(throttled) / len(throttled) if throttled else 0.0,
+        soak_seconds=seconds,
+        throttled=rows[0].throttled_share,
         stable=unstable is None,
-        networks=rows,
+        networks=[
+            Timing(
+                name=r.key,
+                load_ms=r.load_ms or 0.0,
+                p50_ms=r.p50_ms,
+                p95_ms=r.p95_ms,
+                min_cpu_ms=r.best_ms,
+                memory_bytes=r.peak_memory_bytes,
+                predicted_ms=predicted,
+            )
+            for r, predicted in zip(rows, found.predicted, strict=True)
+        ],
     )
     if unstable is not None:
         document["why"] = unstable

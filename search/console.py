@@ -350,8 +350,9 @@ def render_measurement(found: Measurement) -> str:
         if predicted:
             lines += _line("predicted", f"{n['name']}: {format_ms(predicted)}, off by "
                            f"{100 * (predicted / n['min_cpu_ms'] - 1):+.0f} %")  # fmt: skip
-    if found.get("throttled"):
-        lines += _line("throttled", f"in {100 * found['throttled']:.0f} % of the measurements")
+    throttled = found.get("throttled")
+    if throttled is not None:
+        lines += _line("throttled", f"in {100 * throttled:.0f} % of the measurements")
     if not found["stable"]:
         lines += _line("unstable", found.get("why", "the turns differ too much"))
     return "\n".join(lines) + "\n"

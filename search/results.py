@@ -290,7 +290,7 @@ class Measurement(TypedDict):
     batch: int
     repeats: int
     soak_seconds: NotRequired[float]  # how long the networks ran before they were timed
-    throttled: NotRequired[float]  # share of measurements after which the device throttled
+    throttled: NotRequired[float | None]  # share of measurements that the device throttled in, where it tells
     stable: bool
     why: NotRequired[str]  # why it is unstable
     networks: list[Timing]

@@ -201,7 +201,13 @@ def device_at_hand(config: RunConfig, target: Target) -> Device | None:
         )
     from hw_profiles.devices.opening import open_device
 
-    return open_device(target.name, config.host, config.token)
+    device = open_device(target.name, config.host, config.token)
+    if device.unit != "ms":
+        raise UsageError(
+            f"--host {config.host} counts {device.unit}, not time: no latency can be measured there.",
+            "`search profile --host` takes it: a profile of instructions.",
+        )
+    return device
 
 
 def _check_choices(config: RunConfig) -> None:

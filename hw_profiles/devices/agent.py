@@ -53,6 +53,8 @@ PATIENCE_SECONDS = 180.0
 _WARM_UP_SECONDS = 1.0
 #: A request waits so long for the job before it: one that was given up half-way is about to end.
 _BUSY_SECONDS = 10.0
+#: What the profiler writes for a network of 1,000 kernels, and as much again.
+_SCRATCH_BYTES = 16 << 20
 #: What was being done when the line was cut may take so long to end.
 _GRACE_SECONDS = 5.0
 #: Number types that arrays may have: name of numpy -> onnxruntime.
@@ -448,6 +450,8 @@ def _sample(wanted: Mapping[str, Any], runner: Runner, model: bytes, states: Map
         "load_ms": runner.load_seconds * 1e3,
         **states,
     }
+    if (wanted.get("kernels") or wanted.get("memory")) and _free(folder) < 2 * len(model) + _SCRATCH_BYTES:
+        raise OSError(f"no space left in the temporary folder: {_free(folder) >> 20} MB")
     if wanted.get("kernels"):
         runs = max(1, int(wanted["runs"]) // int(wanted["rounds"]))
         optimised, events = record_kernels(model, runner.feed, threads, runs, folder)
@@ -460,6 +464,11 @@ def _sample(wanted: Mapping[str, Any], runner: Runner, model: bytes, states: Map
         path.write_bytes(model)
         sample["peak_memory_bytes"] = peak_memory(path, threads)
     return {"sample": sample}, blobs
+
+
+def _free(folder: Path) -> int:
+    """Bytes that may be written; the runtime says of a full disk that the model is damaged."""
+    return shutil.disk_usage(folder.resolve()).free
 
 
 def _failed(wanted: Mapping[str, Any], error: object) -> dict[str, Any]:
@@ -750,7 +759,7 @@ def _serve_main(arguments: Sequence[str]) -> None:
     host, port = server.server_address[:2]
     sys.stderr.write(f"agent: http://{host}:{port}" + (f"  token {made}\n" if not token else "\n"))
     sys.stderr.flush()
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 
 

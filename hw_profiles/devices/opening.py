@@ -19,8 +19,9 @@ def open_device(
     """The device at `host`, filed under `target_name`. Nothing is contacted before it is asked something.
 
     None: this machine; `http://...`: an agent that runs there (`token`, or the variable TAILORBIRD_TOKEN);
-    `tvm://host:port`: a TVM RPC server; `user@host[:port]` or `ssh://...`: over SSH. `options` go to the
-    device's class: python, known_hosts, client_keys; key, target, compiler. Raises DeviceError (exit 5).
+    `tvm://host:port`: a TVM RPC server; `user@host[:port]` or `ssh://...`: over SSH; `emulated:cortex-a72`:
+    a core that is not here, which counts instructions. `options` go to the device's class: python,
+    known_hosts, client_keys; key, target, compiler. Raises DeviceError (exit 5).
     """
     name = None if target_name == "local" else target_name
     if host is None:
@@ -29,6 +30,10 @@ def open_device(
         from hw_profiles.devices.local import LocalDevice
 
         return LocalDevice()
+    if host.startswith("emulated:"):
+        from hw_profiles.devices.emulated import EmulatedArm
+
+        return EmulatedArm(host.removeprefix("emulated:"))
     scheme, _, rest = host.partition("://") if "://" in host else ("ssh", "", host)
     if scheme in ("http", "https"):
         from hw_profiles.devices.network import HttpDevice

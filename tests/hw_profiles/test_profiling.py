@@ -158,7 +158,7 @@ def test_advice_names_what_disturbs() -> None:
     assert advice(facts, Condition(1.5, 40.0, "performance", False, 0.5)) == []
     assert advice(facts, Condition()) == []
     told = advice(facts, Condition(1.5, 85.0, "powersave", True, 3.0))
-    assert [any(word in text for text in told) for word in ("powersave", "throttles", "3.0 of 4")] == [
+    assert [any(word in text for text in told) for word in ("powersave", "throttles", "3.0 on 4")] == [
         True
     ] * 3
 

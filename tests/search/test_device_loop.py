@@ -28,7 +28,7 @@ def test_every_point_of_the_front_is_measured_on_the_host(tmp_path: Path, measur
     with http_agent() as address:
         search.run(
             target="raspberry-pi-4", host=address, token=TOKEN, measure=measure, max_latency="0.6x",
-            out=str(tmp_path / "run"), **QUICK,
+            accept_unstable=True, out=str(tmp_path / "run"), **QUICK,
         )  # fmt: skip
     results = front_of(tmp_path / "run")
     assert results["points"]
@@ -90,6 +90,8 @@ def test_an_unsteady_device_ends_the_run_unless_accepted(
         (["--host", "http://127.0.0.1:9", "--token", "x"], 5, "127.0.0.1:9"),
         (["--host", "ftp://board"], 5, "ftp://board"),
         (["--host", "nobody@127.0.0.1:9"], 5, "127.0.0.1"),
+        (["--host", "emulated:cortex-a72"], 2, "instructions"),
+        (["--host", "emulated:cortex-a27"], 5, "Did you mean"),
     ],
 )
 def test_a_host_that_is_none_is_one_message(
@@ -113,4 +115,4 @@ def test_measuring_a_file_on_a_host(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["soak_seconds"] == 0.5
     assert found["networks"][0]["memory_bytes"]
     assert 0 < found["networks"][0]["min_cpu_ms"] <= found["networks"][0]["p95_ms"]
-    assert found["throttled"] == 0.0
+    assert found["throttled"] in (None, 0.0)  # many machines do not tell

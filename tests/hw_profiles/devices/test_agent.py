@@ -22,6 +22,7 @@ from hw_profiles.devices.agent import FrameError, Jobs, pack_array, read_frame, 
 from hw_profiles.devices.contract import Work
 from hw_profiles.devices.local import LocalDevice
 from hw_profiles.devices.testing import matrix_network
+from hw_profiles.errors import DeviceError
 from hw_profiles.probes import probe
 from tests.hw_profiles.devices.servers import TOKEN, http_agent
 
@@ -130,6 +131,27 @@ def test_a_silent_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replies[-1] == {"done": True}
     assert "no sign of life for 0.2 s" in replies[-2]["sample"]["error"]
     assert time.monotonic() - start < 20.0
+
+
+def test_a_full_disk_there_is_not_the_networks_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    site = tmp_path / "sitecustomize.py"
+    site.write_text(
+        "import collections, shutil\n"
+        "shutil.disk_usage = lambda path: collections.namedtuple('U', 'total used free')(1, 1, 3 << 20)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    plain, recorded = (
+        Work("plain", probe("lenet", 0), runs=4),
+        Work("k", probe("lenet", 0), runs=4, kernels=True),
+    )
+    with LocalDevice() as device:
+        assert [sample.error for sample in device.measure([plain])] == [""]
+        with pytest.raises(
+            DeviceError, match="refuses: no space left in the temporary folder: 3 MB"
+        ) as caught:
+            list(device.measure([recorded]))
+    assert caught.value.exit_code == 5
 
 
 def test_weights_in_other_files_are_refused() -> None:
@@ -243,6 +265,22 @@ def test_nothing_stays_when_the_line_is_cut(tmp_path: Path) -> None:
         while process.stdout.read(1 << 16):
             pass
         assert process.wait(20) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_nobody_reads_and_the_line_is_cut(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", str(FILE), "stdio"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
+        assert process.stdin is not None
+        work = {"key": "k", "threads": 1, "runs": 1_000_000, "rounds": 1_000_000, "model": 0}
+        write_frame(process.stdin, {"do": "measure", "works": [work]}, [probe("lenet", 0)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(4)  # by now it waits for somebody to read its signs of life
+        process.stdin.close()
+        assert process.wait(30) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -311,3 +311,9 @@ def test_a_device_that_falls_silent() -> None:
     with raw_server(hold) as url:
         device = HttpDevice(url, TOKEN, patience=0.3)
         _fails(lambda: list(device.measure(WORKS[:1])), "shows no sign of life for 0.3 s")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    with open_device("raspberry-pi-4", "pi@raspberrypi.local") as device:
+        _fails(device.facts, "SSH needs asyncssh", "tailorbird[device]")
