@@ -125,6 +125,31 @@ def apply(
     answer(found, lambda: render_applied(found, out))
 
 
+def profile(
+    target: Annotated[str, typer.Option("--target", "-t", help="Device.", metavar="NAME")] = "local",
+    host: flags.Host = None,
+    token: flags.Token = None,
+    time: Annotated[str, typer.Option(help="Measure so long: 5m, 90s.", metavar="TIME")] = "5m",
+    task: flags.Task = None,
+    threads: flags.Threads = None,
+    accept_unstable: flags.AcceptUnstable = False,
+    add: Annotated[
+        Path | None,
+        typer.Option(help="Merge a profile that somebody shared; measures nothing.", metavar="FILE"),
+    ] = None,
+    share: Annotated[
+        Path | None, typer.Option(help="Write the profile to share it: .jsonl or .jsonl.gz.", metavar="FILE")
+    ] = None,
+    json_: flags.Json = False,
+    quiet: flags.Quiet = False,
+    debug: flags.Debug = False,
+) -> None:
+    """Measure kernels on a device; predictions for it rest on them from then on. Goes on where it was."""
+    from search.cli_profile import run_profile
+
+    run_profile(target, host, token, time, task, threads, accept_unstable, add, share, quiet)
+
+
 def measure(
     what: Annotated[str, typer.Argument(help="A run, or an ONNX file.", metavar="RUN|FILE")],
     host: flags.Host = None,
@@ -203,4 +228,4 @@ def doctor(json_: flags.Json = False, debug: flags.Debug = False) -> None:
 
 
 #: In the order that the help shows them.
-COMMANDS = (targets, tasks, agents, methods, predict, apply, measure, export, report, doctor)
+COMMANDS = (targets, tasks, agents, methods, predict, apply, profile, measure, export, report, doctor)

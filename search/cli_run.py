@@ -98,6 +98,7 @@ def search_command(
     batch: Batch = None,
     host: Host = None,
     token: Token = None,
+    profile: Annotated[str | None, _option(DEVICE, "Measure kernels so long first: 2m.", "TIME")] = None,
     measure: Annotated[str | None, _option(DEVICE, "never, final, front or active.", "WHEN")] = None,
     accept_unstable: AcceptUnstable = False,
     out: Out = None,

@@ -34,7 +34,17 @@ LIMITS: Mapping[str, str] = {
 #: What concerns one call and not the search; not stored.
 ONE_CALL = ("out", "resume", "dry_run", "token")
 #: What may change when a run is resumed. All else is the goal, which may not.
-MAY_CHANGE = ("evaluations", "timeout", "recover", "workers", "measure", "host", "accept_unstable", *ONE_CALL)
+MAY_CHANGE = (
+    "evaluations",
+    "timeout",
+    "recover",
+    "workers",
+    "measure",
+    "profile",
+    "host",
+    "accept_unstable",
+    *ONE_CALL,
+)
 
 
 class RunConfig(BaseModel):
@@ -81,6 +91,9 @@ class RunConfig(BaseModel):
     batch: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
     host: str | None = Field(None, description="where the device is: user@host, or http://host:port")
     token: str | None = Field(None, description="of the agent at an http:// host; or TAILORBIRD_TOKEN")
+    profile: str | None = Field(
+        None, description="first measure kernels so long: 2m; by default where a host has no profile yet"
+    )
     measure: Measure | None = Field(None, description="what is timed; front where a device is at hand")
     accept_unstable: bool = Field(False, description="keep measurements that do not repeat")
 
@@ -187,6 +200,11 @@ class RunConfig(BaseModel):
     def timeout_seconds(self) -> float | None:
         """How long to search, in seconds; None without a limit."""
         return None if self.timeout is None else parse_seconds(self.timeout, "--timeout")
+
+    @property
+    def profile_seconds(self) -> float | None:
+        """How long to measure kernels before the search; None where it was left open."""
+        return None if self.profile is None else parse_seconds(self.profile, "--profile")
 
     @property
     def recover_seconds(self) -> float:

@@ -6,14 +6,18 @@ import time
 
 from agents.contract import Outcome
 from agents.registry import make_agent
+from hw_profiles.predictor import Predictor
 
 from .candidates import SHORTLIST, shortlist
+from .profile import batches_of, known_predictor, measure_kernels
 from .study import Study
 from .timing import first_policies, measures
 from .underway import Run
 
 #: Networks of the front that are timed between search and recovery, and how often the search may go on.
 TIMED = 6
+#: Seconds of kernels before a search on a host that has no profile yet.
+PROFILE_SECONDS = 120.0
 ROUNDS = 3
 #: Parts of an active study, between which its front is timed; networks timed at a time; and how often the
 #: front is timed until no point of it is only predicted.
@@ -24,10 +28,37 @@ SWEEPS = 8
 
 def time_first(this: Run) -> None:
     """Where the target is this machine, correct the prices before anything is searched."""
+    if this.setup.profile_note:
+        this.progress.note(f"profile  {this.setup.profile_note}")
     if measures(this.setup):
+        _profile(this)
         start = time.perf_counter()
         this.watch.time(first_policies(this.setup))
         this.timings["measure"] = time.perf_counter() - start
+
+
+def _profile(this: Run) -> None:
+    """Measure the kernels that this network needs, where asked to, or where a host has no profile yet."""
+    setup, config = this.setup, this.setup.config
+    plain = Predictor(setup.target, config.threads)
+    known = setup.lowering.predictor.learned is not None
+    seconds = config.profile_seconds
+    if seconds is None:
+        seconds = PROFILE_SECONDS if config.host is not None and not known else 0.0
+    if seconds <= 0 or setup.device is None or this.watch.seen:
+        return
+    start = time.perf_counter()
+    this.progress.note(f"profile  {seconds:.0f} s of kernels that this network needs")
+    report = measure_kernels(
+        setup.device, setup.target, plain.threads or 1, seconds, batches_of(setup), config.accept_unstable,
+        stop=this.stop,
+    )  # fmt: skip
+    predictor, note = known_predictor(plain, setup.device)
+    setup.corrected(predictor)
+    this.progress.note(
+        f"profile  {report.measured} networks measured, {report.held} held before. {note}".rstrip()
+    )
+    this.timings["profile"] = time.perf_counter() - start
 
 
 def search_policies(this: Run, study: Study, evaluations: int) -> None:

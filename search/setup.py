@@ -23,6 +23,7 @@ from .errors import InputError, UsageError, did_you_mean
 from .estimate import Estimator
 from .exporters import exporter_of
 from .lowering import Lowering
+from .profile import known_predictor
 from .score import Score, Scorer, interval
 from .study import priced
 from .task import Task, load_task, prepared, score_network
@@ -50,6 +51,7 @@ class Setup:
     estimator: Estimator | None = None
     device: Device | None = None
     measured: dict[str, float] = field(default_factory=dict)
+    profile_note: str = ""
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -154,7 +156,9 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
             "See `search --dry-run` for the reasons, layer by layer.",
         )
     batch = config.batch if config.batch is not None else target.default_batch
-    lowering = Lowering(structure, target, batch, config.threads, scorer.network.weights)
+    device = device_at_hand(config, target)
+    predictor, note = known_predictor(Predictor(target, config.threads), device)
+    lowering = Lowering(structure, target, batch, config.threads, scorer.network.weights, predictor)
     base = base_policy_of(space, target)
     scores = score_network(task, task.network, task.validation)
     mean, std, low, high = interval(scores)
@@ -170,7 +174,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         Score(mean, std, low, high, len(scores), 0.0),
         Budget(),
     )
-    setup.device = device_at_hand(config, target)
+    setup.device, setup.profile_note = device, note
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
     if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template

@@ -1,4 +1,4 @@
-"""What all tests share: one thread each, caches apart from the user's own, repeatable examples."""
+"""What all tests share: one thread each, caches and data apart from the user's own, repeatable examples."""
 
 import os
 import tempfile
@@ -9,6 +9,7 @@ _CACHE = _VENV / "cache" if _VENV.is_dir() else Path(tempfile.gettempdir()) / "t
 
 # Before torch and hypothesis are imported, and for the processes that tests start.
 os.environ["XDG_CACHE_HOME"] = str(_CACHE / "tests")
+os.environ["XDG_DATA_HOME"] = str(_CACHE / "tests-data")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(_CACHE / "hypothesis")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
