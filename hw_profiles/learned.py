@@ -21,9 +21,10 @@ from hw_profiles.conformal import Calibration, calibrate
 from hw_profiles.costs import CostModel, Costs, cost_model, cpu
 from hw_profiles.errors import UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
+from hw_profiles.local import VECTOR_FACTORS, slower
 from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
 from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual
-from hw_profiles.target import Target
+from hw_profiles.target import Target, load_target
 
 #: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
 LEAST_TO_CALIBRATE = 12
@@ -129,20 +130,14 @@ def learn(
 
     Raises UnsupportedSettingError for a target that is no CPU: others are corrected by whole networks.
     """
-    if target.cost.model != "cpu":
-        raise UnsupportedSettingError(
-            f"profiles correct CPU targets; {target.name} has the cost model {target.cost.model!r}"
-        )
-    flat = (
-        flatten([(m.batch, m.ms, m.sigma) for m in measured], [m.kernel_us for m in measured], target)
-        if measured
-        else None
-    )
-    if flat is None:
+    loops = loops_of(target)
+    if not measured:
         prior = target.cost.interval
         return Learned(
             target, threads, Residual(), Calibration.of_prior(prior), 0, 0, float("nan"), dict(origin or {})
         )
+    target = loops
+    flat = flatten([(m.batch, m.ms, m.sigma) for m in measured], [m.kernel_us for m in measured], target)
     flat = _scaled(flat, target)
     fitted, residual = _fit(flat, target, threads, seed)
     errors, levels = _left_out(flat, target, threads, seed) if calibrated else (np.zeros(0), np.zeros(0))
@@ -158,6 +153,22 @@ def learn(
         error,
         dict(origin or {}),
     )
+
+
+def loops_of(target: Target) -> Target:
+    """The target with the cost model whose constants belong to single kernels, which a profile can refit.
+
+    A model of whole published networks ("arm") has none: the loops of `costs.cpu` take its place, scaled to
+    the core's vectors, as soon as kernels were measured. Raises UnsupportedSettingError for what is no CPU.
+    """
+    if target.cost.model == "cpu":
+        return target
+    if target.kind != "cpu":
+        raise UnsupportedSettingError(
+            f"profiles correct CPU targets; {target.name} has the cost model {target.cost.model!r}"
+        )
+    cost = slower(load_target("x86-avx512-vnni").cost, *VECTOR_FACTORS["arm64"])
+    return target.model_copy(update={"cost": cost})
 
 
 def _scaled(flat: Flat, target: Target) -> Flat:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hw_profiles.conformal import Calibration
 from hw_profiles.errors import BadProfileError
-from hw_profiles.learned import Learned, Observation, learn
+from hw_profiles.learned import Learned, Observation, learn, loops_of
 from hw_profiles.refit import with_constants
 from hw_profiles.residual import Cell, Residual
 from hw_profiles.target import Target
@@ -44,7 +44,7 @@ def learned_of(
         return None
     key = _key(profile, target, threads, seed)
     path = None if beside is None else beside.with_name(f"{beside.name}.learned.npz")
-    if path is not None and (found := load(path, target, key)) is not None:
+    if path is not None and (found := load(path, loops_of(target), key)) is not None:
         return found
     learned = learn(rows, target, threads, seed, _origin(profile))
     if path is not None:

@@ -8,7 +8,7 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
-from hw_profiles.target import Constant, Cost, Interval, Target, load_target
+from hw_profiles.target import Constant, Cost, Interval, Target, Validation, load_target
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -44,6 +44,8 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
         changes |= {
             "title": "this machine: x86-64, AVX-512 VNNI, onnxruntime",
             "cost": base.cost.model_copy(update={"interval": _another(base.cost.interval)}),
+            "validation": Validation(status="unvalidated"),
+            "backing": "constants measured on another processor of this kind; `search profile` measures this one",
         }
         return base.model_copy(update=changes)
     arm = machine in ("aarch64", "arm64")
@@ -55,15 +57,7 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
         "runtime": base.runtime.model_copy(update={"templates": "host"}),
         "numerics": base.numerics.model_copy(update={"reduced_range_weights": isa == "avx2"}),
         "cost": slower(base.cost, *factors),
-        "validation": base.validation.model_copy(
-            update={
-                "status": "unvalidated",
-                "median_error": None,
-                "worst_error": None,
-                "held_out": "",
-                "command": "",
-            }
-        ),
+        "validation": Validation(status="unvalidated"),
         "backing": f"constants of x86-avx512-vnni scaled by vector width for {isa}; measure to correct them",
     }
     return base.model_copy(update=changes)

@@ -23,7 +23,7 @@ from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
-from .errors import InfeasibleError, ResumeError, StoppedError
+from .errors import InfeasibleError, ResumeError, StoppedError, VerificationError
 from .evaluate import make_evaluator
 from .journal import Journal
 from .result import RunResult
@@ -232,9 +232,22 @@ def _candidates(this: Run, chosen: Sequence[Outcome]) -> list[Candidate]:
 
 
 def _delivered(this: Run, candidates: list[Candidate]) -> Delivered:
+    """The best candidate that its runtime confirms; another is an event, and the next is tried."""
     start = time.perf_counter()
-    at = pick(this.setup, candidates)
-    found = deliver(this.setup, candidates[at], this.folder, this.watch, this.event)
+    left = list(candidates)
+    while True:
+        at = pick(this.setup, left)
+        try:
+            found = deliver(this.setup, left[at], this.folder, this.watch, this.event)
+        except VerificationError as problem:
+            chosen = left.pop(at)
+            if not left:
+                raise
+            this.event(
+                "verification", f"{chosen.searched.policy.digest[:8]}: {problem.message} The next is tried."
+            )
+            continue
+        break
     this.journal.append("exported", {"policy": found.candidate.searched.policy.digest, "files": found.files})
     this.timings["export"] = time.perf_counter() - start
     return found

@@ -16,7 +16,8 @@ from search.errors import DeviceError
 from search.results import Results, read_results
 from tests.hw_profiles.devices.servers import TOKEN, http_agent
 
-QUICK = {"task": "mnist5k-lenet300", "evaluations": 8, "recover": "0", "threads": 1}
+#: Without profiling first: tests/search/test_profile.py has that.
+QUICK = {"task": "mnist5k-lenet300", "evaluations": 8, "recover": "0", "threads": 1, "profile": "0s"}
 
 
 def front_of(folder: Path) -> Results:
