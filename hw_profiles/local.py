@@ -45,7 +45,7 @@ def describe(flags: frozenset[str], machine: str, cores: int) -> Target:
             "title": "this machine: x86-64, AVX-512 VNNI, onnxruntime",
             "cost": base.cost.model_copy(update={"interval": _another(base.cost.interval)}),
             "validation": Validation(status="unvalidated"),
-            "backing": "constants measured on another processor of this kind; search profile measures this one",
+            "backing": "constants of another processor of this kind; `search profile` measures this one",
         }
         return base.model_copy(update=changes)
     arm = machine in ("aarch64", "arm64")

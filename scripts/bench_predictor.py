@@ -9,6 +9,7 @@ Both print tables beside their baselines; --published needs no device and a few 
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib import import_module
 
 
