@@ -23,7 +23,6 @@ def main() -> None:
     what.add_argument("--local", action="store_true", help="networks measured on this machine")
     parser.add_argument("--only", default="", help="with --published: boards, devices or tables alone")
     args, rest = parser.parse_known_args()
-    args.rest = rest
     if args.published:
         if rest:
             parser.error(f"unknown with --published: {' '.join(rest)}")
@@ -31,7 +30,10 @@ def main() -> None:
 
         main_published(args)
         return
-    import_module("bench_predictor_local").main_local(args)
+    local = import_module("bench_predictor_local")
+    own = argparse.ArgumentParser(prog="bench_predictor.py --local")
+    local.add_arguments(own)
+    sys.exit(local.main_local(own.parse_args(rest)))
 
 
 if __name__ == "__main__":
