@@ -224,6 +224,17 @@ def round_folded(
     return quantized(graph, weights, where, network.calibration, policy, numerics, skeleton, network.rounded)
 
 
+@torch.no_grad()
+def folded_network(
+    network: Network, policy: ResolvedPolicy, weights: dict[str, Tensor] | None = None
+) -> tuple[Graph, dict[str, Tensor]]:
+    """The float network, its batch-norms folded into the weights. ``weights``: as in `compress`."""
+    skeleton = network.skeletons.of(policy)
+    found = fold(skeleton, reduced(network, policy, weights))
+    graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
+    return graph, {name: fast_layout(value) for name, value in found.items()}
+
+
 def is_reduced(network: Network, policy: ResolvedPolicy) -> bool:
     """Whether a policy prunes, factorises or removes anything, so that statistics must be found anew."""
     cut = any(policy.kept.get(g.name, g.size) < g.size for g in network.structure.groups)
@@ -432,6 +443,7 @@ __all__ = [
     "finish",
     "fitted",
     "fold",
+    "folded_network",
     "is_reduced",
     "quantized",
     "recalibrate",

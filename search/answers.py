@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Samples at a time: activations of small networks stay in the cache.
 BATCH = 64
 #: Samples on which simulation and runtime must agree before the runtime is believed.
-CHECKED = 8
+CHECKED = 4
 #: Root mean square difference of the outputs that rounding alone explains, relative to the outputs.
 _TOLERANCE = 0.03
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CALIBRATION = 32
 #: Validation samples: those the dense network is least sure of, and some evenly spaced others.
 HARDEST = 32
-OTHERS = 16
+OTHERS = 8
 SAMPLES = HARDEST + OTHERS
 #: Chance at which a policy still counts as hopeful.
 HOPE = 0.1
@@ -108,12 +108,12 @@ class Look:
         return mean, (1 - share) * spread / math.sqrt(len(rest))
 
     def _outputs(self, policy: ResolvedPolicy, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        from compressors.apply import compress, reduced_network
+        from compressors.apply import compress, folded_network
         from compressors.simulate import answers
 
         bits = [*policy.weight_bits.values(), *policy.act_bits.values()]
         if all(b >= _FINE for b in bits):
-            return _run(*reduced_network(self._small, policy, weights), self.part.inputs)
+            return _run(*folded_network(self._small, policy, weights), self.part.inputs)
         return answers(compress(self._small, policy, self.numerics, weights), self.part.inputs)
 
     def _margins(self, outputs: tuple[Tensor, ...], scores: Tensor) -> Tensor | None:
