@@ -32,10 +32,10 @@ HARDEST = 32
 OTHERS = 8
 SAMPLES = HARDEST + OTHERS
 #: Chance at which a policy still counts as hopeful.
-HOPE = 0.1
+HOPE = 0.05
 #: Noise left in a margin after the control variate, in units of the dense network's own change; and what
 #: rounding adds, in standard deviations of the outputs.
-LEFT = 0.5
+LEFT = 0.7
 ROUNDING = 0.02
 #: Chance that a wrong answer is put right where answers have no margins.
 SAVED = 0.02
