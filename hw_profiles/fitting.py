@@ -121,3 +121,18 @@ def replace_block(path: Path, name: str, text: str, indent: str = "") -> None:
     if not pattern.search(content):
         raise BadTargetError(f"target file {path.name!r} has no block '# {name}: begin' ... '# {name}: end'")
     path.write_text(pattern.sub(lambda m: m[1] + text.rstrip("\n") + "\n" + m[2], content), encoding="utf-8")
+
+
+def validation_yaml(errors: Array, held_out: str, command: str, backing: str) -> str:
+    """The `validation` and `backing` of a target file from held-out relative errors (N,)."""
+    return "\n".join(
+        (
+            "validation:",
+            "  status: validated",
+            f"  median_error: {float(np.median(errors)):.3f}",
+            f"  worst_error: {float(errors.max()):.3f}",
+            f'  held_out: "{held_out}"',
+            f'  command: "{command}"',
+            f'backing: "{backing}"',
+        )
+    )

@@ -18,7 +18,7 @@ from scipy.optimize import least_squares
 
 from hw_profiles.costs.base import Shapes
 from hw_profiles.costs.bitserial import combine, is_depthwise, stages
-from hw_profiles.fitting import Key, constants_yaml, log_errors, log_sigma, replace_block
+from hw_profiles.fitting import Key, constants_yaml, log_errors, log_sigma, replace_block, validation_yaml
 from hw_profiles.haq import haq_table, mobilenet_v2
 from hw_profiles.kernel import Array
 from hw_profiles.target import TARGETS_FOLDER
@@ -117,18 +117,12 @@ def write(entries: dict[str, Entries], errors: Array) -> None:
         constants_yaml(constants, {"": source, "simple": simple}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")
-    median = float(np.median(errors))
-    validation = [
-        "validation:",
-        "  status: validated",
-        f"  median_error: {median:.3f}",
-        f"  worst_error: {float(errors.max()):.3f}",
-        f'  held_out: "{len(errors)} simulated layers, shapes in {FOLDS} folds; single layers"',
-        f'  command: "{COMMAND}"',
-        f'backing: "table of {len(errors)} simulated layers; off the table a model, held-out median '
-        f'error {median:.1%}"',
-    ]
-    replace_block(path, "validation", "\n".join(validation))
+    held_out = f"{len(errors)} simulated layers, shapes in {FOLDS} folds; single layers"
+    backing = (
+        f"table of {len(errors)} simulated layers; off the table a model, held-out median "
+        f"error {float(np.median(errors)):.1%}"
+    )
+    replace_block(path, "validation", validation_yaml(errors, held_out, COMMAND, backing))
 
 
 def main() -> None:

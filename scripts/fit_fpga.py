@@ -22,7 +22,15 @@ from scipy.optimize import least_squares
 
 from hw_profiles.costs.base import Shapes
 from hw_profiles.costs.fpga import compute_cycles, energy_features, memory_features, overlap
-from hw_profiles.fitting import Key, constants_yaml, log_errors, log_sigma, replace_block, solve
+from hw_profiles.fitting import (
+    Key,
+    constants_yaml,
+    log_errors,
+    log_sigma,
+    replace_block,
+    solve,
+    validation_yaml,
+)
 from hw_profiles.kernel import KernelKind, make_batch
 from hw_profiles.target import DATA_FOLDER, TARGETS_FOLDER
 
@@ -144,18 +152,12 @@ def write(tables: dict[str, Table], errors: np.ndarray) -> None:
         constants_yaml(constants, {"": source}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")
-    median, worst = float(np.median(errors)), float(errors.max())
-    validation = [
-        "validation:",
-        "  status: validated",
-        f"  median_error: {median:.3f}",
-        f"  worst_error: {worst:.3f}",
-        f'  held_out: "{len(errors)} simulated layers, shapes in {FOLDS} folds; single layers"',
-        f'  command: "{COMMAND}"',
-        f'backing: "table of {len(errors)} simulated layers; off the table a model, held-out median '
-        f'error {median:.1%}"',
-    ]
-    replace_block(path, "validation", "\n".join(validation))
+    held_out = f"{len(errors)} simulated layers, shapes in {FOLDS} folds; single layers"
+    backing = (
+        f"table of {len(errors)} simulated layers; off the table a model, held-out median "
+        f"error {float(np.median(errors)):.1%}"
+    )
+    replace_block(path, "validation", validation_yaml(errors, held_out, COMMAND, backing))
 
 
 def main() -> None:
