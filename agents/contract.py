@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,12 @@ from .errors import BudgetError, HistoryError
 #: size_bytes, memory_bytes, macs; lower is better for all of them.
 Costs = Mapping[str, NDArray[np.float64]]
 Objective = Literal["accuracy", "latency"]
-#: Loss (in points, larger is worse) of taking a coordinate from its last value to its first, by its name.
-Sensitivity = Mapping[str, float] | Callable[[], Mapping[str, float]]
+#: Coordinate name to the loss of each of its values, shape (values,), everything else left as it is: KL
+#: divergence from the uncompressed network's answers on calibration data, nats a sample, 0 at the last value.
+#: NaN where it was not measured.
+Losses = Mapping[str, NDArray[np.float64]]
+#: Per coordinate the weight of each of its values, shape (values,), 0 or more, sum 1.
+Gates = Sequence[NDArray[np.float64]]
 
 #: Field of `Budget` to the cost it limits.
 LIMITS: Mapping[str, str] = {
@@ -35,6 +39,17 @@ LIMITS: Mapping[str, str] = {
     "max_energy_mj": "energy_mj",
     "max_macs": "macs",
 }
+
+
+class Relaxation(Protocol):
+    """The network with a mixture of its values at every coordinate, differentiable in the mixture."""
+
+    def step(self, gates: Gates, batch: int) -> tuple[float, list[NDArray[np.float64]]]:
+        """Loss in nats a sample on training batch ``batch``, and its gradient, shaped as ``gates``.
+
+        A one-hot gate is that value; the same gates and batch give the same numbers.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,8 @@ class Problem:
     ``objective`` "accuracy": best metric inside the budget; "latency": least latency whose drop is at most
     ``budget.max_drop``.
     ``evaluations`` is how many are planned; agents may spread their exploration over it.
+    ``losses`` measures what each change alone loses (seconds, the first time it is called); ``relaxation``
+    makes the network differentiable in the choices. Both are None where nothing can measure.
     """
 
     space: PolicySpace
@@ -172,9 +189,10 @@ class Problem:
     base_accuracy: float
     higher_is_better: bool = True
     objective: Objective = "accuracy"
-    sensitivity: Sensitivity | None = field(default=None, compare=False)
+    losses: Callable[[], Losses] | None = field(default=None, compare=False)
     evaluations: int = 100
     estimates: Callable[[Sequence[ResolvedPolicy]], Costs] | None = field(default=None, compare=False)
+    relaxation: Callable[[], Relaxation] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.objective not in ("accuracy", "latency"):

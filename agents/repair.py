@@ -30,12 +30,12 @@ COARSE = 8
 
 
 def expected_losses(problem: Problem) -> Floats:
-    """Expected loss of each coordinate from last to first value, (d,): sensitivities, else the prior."""
+    """Expected loss of each coordinate from last to first value, (d,): as measured, else the prior."""
     prior = np.array([PRIOR_LOSS.get(c.kind, 1.0) for c in problem.space.choices])
-    given = problem.sensitivity() if callable(problem.sensitivity) else problem.sensitivity
+    given = problem.losses() if problem.losses is not None else {}
     if not given:
         return prior
-    found = np.array([given.get(c.name, np.nan) for c in problem.space.choices], dtype=float)
+    found = np.array([given[c.name][0] if c.name in given else np.nan for c in problem.space.choices])
     known = np.isfinite(found) & (found > 0)
     if not known.any():
         return prior
@@ -122,7 +122,7 @@ def repair(
 ) -> Indices | None:
     """A feasible point near ``start``, grown back to the budget; None when none is found.
 
-    ``loss`` (d,): expected loss of each coordinate (default: the problem's sensitivities, or a prior);
+    ``loss`` (d,): expected loss of each coordinate (default: as the problem measured it, or a prior);
     ``rng`` perturbs it by a factor of about two, so that repairs of one point differ; ``frozen`` (d,)
     names coordinates to leave alone. All shapes in value indices.
     """

@@ -90,12 +90,13 @@ def test_nothing_feasible_says_what_can_be_reached() -> None:
     require_feasible(toy_problem(toy_space(1), budget=Budget(max_latency_ms=reachable)))
 
 
-def test_sensitivities_order_the_repair() -> None:
+def test_measured_losses_order_the_repair() -> None:
     space = toy_space(2, methods=("prune",))
     names = [c.name for c in space.choices]
-    given = dict.fromkeys(names, 1.0) | {"keep:g0": 50.0}
+    given = {c.name: np.linspace(1.0, 0.0, len(c.values)) for c in space.choices}
+    given["keep:g0"] = 50.0 * given["keep:g0"]
     base = toy_problem(space, share=0.6)
-    problem = type(base)(space, base.budget, base.costs, 0.95, sensitivity=lambda: given)
+    problem = type(base)(space, base.budget, base.costs, 0.95, losses=lambda: given)
     point = repair(Pricer(problem), Pricer(problem).top)
     assert point is not None
     kept = dict(zip(names, point / Pricer(problem).top, strict=True))
