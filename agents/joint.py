@@ -1,16 +1,16 @@
-"""Surrogate-assisted local search along the budget: the default agent.
+"""Joint search of all knobs: a surrogate over measured losses, moves along the budget. The default agent.
 
-After Hutter et al. 2011 (SMAC: local search on expected improvement) and Ru et al./White et al.
-(BANANAS: mutations of the best as candidates), with moves made for budgets.
+After Hutter et al. 2011 (SMAC: local search on expected improvement) and White et al. 2021 (BANANAS:
+mutations of the best as candidates), on distances in the unit of measured losses.
 
 | differences from the papers | |
 |---|---|
-| surrogate | additive-plus-residual Gaussian process on value indices instead of a forest or an ensemble |
+| surrogate | Gaussian process on roots of measured losses (`embedding`), not a forest or an ensemble: it starts as the separable model and learns where additivity fails |
 | candidates | exchange moves that stay at the budget; every candidate is repaired with exact costs |
-| start | the uniform ladder of every precision, filled to the budget, instead of random points |
-| front | every fourth suggestion improves the front at a tighter latency, spread evenly over the range |
+| start | policies of least summed loss at the budget and below, not random points |
+| front | every second suggestion promises most hypervolume; the others improve the best at the budget |
 | least latency | improvement in log latency times the probability of holding the drop |
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -22,39 +22,60 @@ from numpy.typing import NDArray
 from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import diverse, initial_design, settle
+from .embedding import Embedding
 from .moves import Mover
+from .pareto import reference_gain
 from .pricing import Indices
-from .repair import anchors, expected_losses, random_feasible
-from .surrogate import Surrogate, expected_improvement, probability_above, recent_and_best, warp
+from .repair import anchors, random_feasible
+from .surrogate import (
+    Hyper,
+    Surrogate,
+    Warp,
+    expected_area,
+    expected_improvement,
+    probability_above,
+    recent_and_best,
+)
 
 Floats = NDArray[np.float64]
 
 RAW, REPAIRED, FRESH, ROUNDS, PARENTS = 48, 4, 2, 2, 6
-FRONT_EVERY = 4
+#: Outcomes between two choices of hyperparameters.
+EPOCH = 8
+#: One suggestion in so many looks at the whole front, the others at the budget.
+FRONT_EVERY = 2
 GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What one suggestion is after: inside ``budget``, more than ``best`` (warped), or below ``latency``."""
+    """What one suggestion is after, inside ``budget``.
+
+    More than ``best`` (warped); with ``steps`` the most area beyond that staircase (`expected_area`); with
+    ``latency`` less than that.
+    """
 
     budget: Budget
     best: float
+    back: Warp
     origin: str
     latency: float | None = None
+    steps: tuple[Floats, Floats] | None = None
 
 
-class LocalSearchAgent(SequentialAgent):
+class JointAgent(SequentialAgent):
     """Mutates members of the front, keeps to the budget, and lets a surrogate choose what to evaluate."""
 
-    name = "local-search"
-    summary = "surrogate-assisted local search along the budget (default)"
+    name = "joint"
+    summary = "measured losses, a surrogate for where they do not add up, moves along the budget (default)"
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.loss = expected_losses(problem)
+        self.embedding = Embedding(problem)
+        self.loss = np.array([float(t[0]) for t in self.embedding.tables])
         self.starts = max(3, min(10, problem.evaluations // 8))
         self.design = initial_design(self.pricer, problem, most=self.starts)
+        self._hypers: dict[int, Hyper] = {}
 
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
         if attempt == 0 and number < 2 * self.starts:
@@ -71,10 +92,9 @@ class LocalSearchAgent(SequentialAgent):
     def _searched(self, number: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
         gain = np.array([t.gain for t in self.told])
         rows = recent_and_best(gain)
-        y = warp(gain[rows])
-        surrogate = Surrogate(self._far(np.stack([self.told[k].indices for k in rows])), y, self.loss)
-        surrogate.believe(self._far(self.waiting()))
-        goal = self._goal(number, gain[rows], y, [self.told[k].latency for k in rows])
+        surrogate = self._surrogate(rows, gain)
+        surrogate.believe(self.embedding.at(self.waiting()))
+        goal = self._goal(number, gain, np.array([t.latency for t in self.told]))
         parents = self._parents(goal)
         found: dict[bytes, tuple[float, Indices]] = {}
         for _ in range(ROUNDS):
@@ -88,31 +108,49 @@ class LocalSearchAgent(SequentialAgent):
         drawn = random_feasible(self.pricer, rng)
         return None if drawn is None else (drawn, "random: every candidate was known")
 
-    def _far(self, indices: Indices) -> Floats:
-        """Distance of each coordinate from its top, 0..1, (P, d)."""
-        return 1.0 - indices / np.maximum(self.pricer.top, 1)
+    # -- what is believed
 
-    def _goal(self, number: int, gain: Floats, y: Floats, latency: list[float]) -> Goal:
+    def _surrogate(self, rows: NDArray[np.int64], gain: Floats) -> Surrogate:
+        """The surrogate of these outcomes; hyperparameters are those of the last full epoch."""
+        epoch = len(gain) // EPOCH * EPOCH
+        if epoch not in self._hypers:
+            early = gain[:epoch] if epoch else gain
+            known = recent_and_best(early)
+            fitted = Surrogate(self._points(known), Warp(early[known]).warp(early[known]))
+            if not epoch:
+                return fitted
+            self._hypers[epoch] = fitted.hyper
+        y = Warp(gain[rows]).warp(gain[rows])
+        return Surrogate(self._points(rows), y, self._hypers[epoch])
+
+    def _points(self, rows: NDArray[np.int64]) -> Floats:
+        return self.embedding.at(np.stack([self.told[k].indices for k in rows]))
+
+    # -- what is wanted
+
+    def _goal(self, number: int, gain: Floats, at: Floats) -> Goal:
         budget, problem = self.problem.budget, self.problem
-        at = np.array(latency)
         base = float(self.pricer.latency(self.pricer.top[None])[0])
+        back = Warp(gain[recent_and_best(gain)])
         if problem.objective == "latency":
             floor = self._floor()
             held = at[gain >= floor - 1e-12]
             best = float(min(held.min(initial=np.inf), base))
             level = best * (0.97, 0.9, 0.8, 0.65)[number % 4]
-            order = np.argsort(gain)
-            threshold = float(np.interp(floor, gain[order], y[order]))
-            origin = f"local search: below {level:.4g} ms"
-            return Goal(_at_most(budget, level), threshold, origin, best)
-        if number % FRONT_EVERY != FRONT_EVERY - 1:
-            return Goal(budget, float(y.max()), "local search: expected improvement at the budget")
+            threshold = float(back.warp(np.array(floor)))
+            return Goal(_at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
+        held = np.array([t.feasible for t in self.told])
+        best = float(back.warp(gain[held].max())) if held.any() else float(back.warp(gain.min()))
+        if number % FRONT_EVERY == 0:
+            return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = min(base, budget.max_latency_ms or np.inf)
+        steps = _staircase(at[held], gain[held], reference_gain(problem))
         least = max(float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), top / 4)
         level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
-        below = y[at <= level]
-        best = float(below.max()) if len(below) else float(y.min())
-        return Goal(_at_most(budget, level), best, f"local search: front at {level:.4g} ms")
+        origin = f"joint: more area, below {level:.4g} ms"
+        below = gain[held & (at <= level)]
+        lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
+        return Goal(_at_most(budget, level), lowest, back, origin, None, steps)
 
     def _parents(self, goal: Goal) -> Indices:
         """Best policies near the goal's latency (those above it are repaired down), (K, d)."""
@@ -126,6 +164,8 @@ class LocalSearchAgent(SequentialAgent):
     def _floor(self) -> float:
         return self.problem.gain(self.problem.base_accuracy) - (self.problem.budget.max_drop or 0.0) / 100.0
 
+    # -- candidates
+
     def _round(
         self, parents: Indices, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
     ) -> list[tuple[float, Indices]]:
@@ -133,7 +173,7 @@ class LocalSearchAgent(SequentialAgent):
         loss = self._marginal(parents[0], surrogate)
         mover = Mover(self.pricer, goal.budget, loss)
         raw = np.unique(np.stack([mover.mutate(parents, rng) for _ in range(RAW)]), axis=0)
-        mean, std = surrogate.predict(self._far(raw))
+        mean, std = surrogate.predict(self.embedding.at(raw))
         excess = self.pricer.excess(raw, goal.budget)
         # Over the budget a candidate will lose in the repair, under it it will gain by growing: at this rate.
         promise = expected_improvement(mean - mover.rate(parents[0]) * np.clip(excess, -1, 1), std, goal.best)
@@ -164,19 +204,42 @@ class LocalSearchAgent(SequentialAgent):
         high, low = np.repeat(at[None], d, axis=0), np.repeat(at[None], d, axis=0)
         np.fill_diagonal(high, self.pricer.top)
         np.fill_diagonal(low, 0)
-        mean, _ = surrogate.predict(self._far(np.concatenate([high, low])))
+        mean, _ = surrogate.predict(self.embedding.at(np.concatenate([high, low])))
         predicted = mean[:d] - mean[d:]
         unit = max(float(np.mean(np.maximum(predicted, 0.0))), 1e-9) / float(np.mean(self.loss))
         return np.maximum(predicted, 0.05 * unit * self.loss)
 
     def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
-        mean, std = surrogate.predict(self._far(rows))
+        mean, std = surrogate.predict(self.embedding.at(rows))
+        if goal.steps is not None:
+            top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
+            widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)
+            latency = self.pricer.latency(rows)
+            return expected_area(mean, std, latency, goal.steps, _finite(widest, latency), goal.back)
         if goal.latency is None:
             return expected_improvement(mean, std, goal.best)
         saved = np.log(goal.latency / np.maximum(self.pricer.latency(rows), 1e-12))
         return np.maximum(saved, 0.0) * probability_above(mean, std, goal.best)
 
 
+def _staircase(latency: Floats, gain: Floats, reference: float) -> tuple[Floats, Floats]:
+    """Latencies from which on a metric is reached, rising, and that metric; begins at the reference."""
+    order = np.lexsort((-gain, latency))
+    begins, reached = [0.0], [reference]
+    for k in order:
+        if gain[k] > reached[-1]:
+            begins.append(float(latency[k]))
+            reached.append(float(gain[k]))
+    return np.array(begins), np.array(reached)
+
+
+def _finite(top: float, latency: Floats) -> float:
+    return top if np.isfinite(top) else float(latency.max(initial=1e-12))
+
+
 def _at_most(budget: Budget, latency_ms: float) -> Budget:
     limit = min(latency_ms, budget.max_latency_ms or np.inf)
     return replace(budget, max_latency_ms=float(limit))
+
+
+__all__ = ["JointAgent"]
