@@ -15,18 +15,22 @@ mutations of the best as candidates), on distances in the unit of measured losse
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import SequentialAgent
 from .contract import Budget, Problem
-from .design import diverse, initial_design, settle
-from .embedding import Embedding
+from .design import initial_design, settle
+from .embedding import points
+from .loss_table import loss_table
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
 from .repair import anchors, random_feasible
+from .solver import ladder_of_solutions, reallocate
 from .surrogate import (
     Hyper,
     Surrogate,
@@ -39,7 +43,9 @@ from .surrogate import (
 
 Floats = NDArray[np.float64]
 
-RAW, REPAIRED, FRESH, ROUNDS, PARENTS = 48, 4, 2, 2, 6
+RAW, REPAIRED, ROUNDS, PARENTS = 48, 4, 2, 6
+#: Levels of the ladder of starts; spreads of the perturbed losses of a suggestion's allocations.
+LEVELS, SPREADS = 5, (0.0, 0.5)
 #: Outcomes between two choices of hyperparameters.
 EPOCH = 8
 #: One suggestion in so many looks at the whole front, the others at the budget.
@@ -71,19 +77,26 @@ class JointAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.embedding = Embedding(problem)
-        self.loss = np.array([float(t[0]) for t in self.embedding.tables])
-        self.starts = max(3, min(10, problem.evaluations // 8))
-        self.design = initial_design(self.pricer, problem, most=self.starts)
+        self.measured = loss_table(problem)
+        #: Amplitudes, see `embedding`: what allocations minimise the sum of.
+        self.losses = self.measured.tempered(0.5)
+        self.loss = self.losses.loss[:, 0]
+        self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
 
+    @cached_property
+    def design(self) -> list[tuple[Indices, str]]:
+        """First suggestions: least summed loss at the budget and at tighter latencies, uniform in between."""
+        levels = [(s.indices, s.origin) for s in ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)]
+        plain = initial_design(self.pricer, self.problem, most=self._starts)
+        mixed = [d for pair in zip_longest(levels, plain) for d in pair if d is not None]
+        return mixed[: self._starts]
+
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
-        if attempt == 0 and number < 2 * self.starts:
+        if attempt == 0 and number < self._starts:
             start = next((d for d in self.design if not self.known(d[0])), None)
-            if start is not None and number % 2 == 0:
+            if start is not None:
                 return start
-            drawn = self._fresh(number // 2, rng)
-            return None if drawn is None else (drawn, "start: random kernels, channels grown to the budget")
         if len(self.told) < 3 or attempt > 1:
             drawn = random_feasible(self.pricer, rng)
             return None if drawn is None else (drawn, "random, repaired to the budget")
@@ -93,12 +106,14 @@ class JointAgent(SequentialAgent):
         gain = np.array([t.gain for t in self.told])
         rows = recent_and_best(gain)
         surrogate = self._surrogate(rows, gain)
-        surrogate.believe(self.embedding.at(self.waiting()))
+        surrogate.believe(points(self.measured, self.waiting()))
         goal = self._goal(number, gain, np.array([t.latency for t in self.told]))
         parents = self._parents(goal)
         found: dict[bytes, tuple[float, Indices]] = {}
-        for _ in range(ROUNDS):
-            for score, row in self._round(parents, goal, surrogate, rng):
+        loss = self._marginal(parents[0], surrogate)
+        fresh = self._allocated(parents[0], goal, loss, rng)
+        for k in range(ROUNDS):
+            for score, row in self._round(parents, goal, surrogate, loss, [] if k else fresh, rng):
                 found[row.tobytes()] = (score, row)
             ranked = sorted(found.values(), key=lambda p: (-p[0], p[1].tobytes()))
             parents = np.stack([r for _, r in ranked[:3]] + list(parents[:2])) if ranked else parents
@@ -124,7 +139,7 @@ class JointAgent(SequentialAgent):
         return Surrogate(self._points(rows), y, self._hypers[epoch])
 
     def _points(self, rows: NDArray[np.int64]) -> Floats:
-        return self.embedding.at(np.stack([self.told[k].indices for k in rows]))
+        return points(self.measured, np.stack([self.told[k].indices for k in rows]))
 
     # -- what is wanted
 
@@ -167,33 +182,38 @@ class JointAgent(SequentialAgent):
     # -- candidates
 
     def _round(
-        self, parents: Indices, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
+        self,
+        parents: Indices,
+        goal: Goal,
+        surrogate: Surrogate,
+        loss: Floats,
+        fresh: list[Indices],
+        rng: np.random.Generator,
     ) -> list[tuple[float, Indices]]:
         """One round of mutation, repair and scoring: (score, indices) of feasible candidates."""
-        loss = self._marginal(parents[0], surrogate)
         mover = Mover(self.pricer, goal.budget, loss)
         raw = np.unique(np.stack([mover.mutate(parents, rng) for _ in range(RAW)]), axis=0)
-        mean, std = surrogate.predict(self.embedding.at(raw))
+        mean, std = surrogate.predict(points(self.measured, raw))
         excess = self.pricer.excess(raw, goal.budget)
         # Over the budget a candidate will lose in the repair, under it it will gain by growing: at this rate.
         promise = expected_improvement(mean - mover.rate(parents[0]) * np.clip(excess, -1, 1), std, goal.best)
         chosen = np.argsort(-promise, kind="stable")[:REPAIRED]
         starts = [parents[0], *raw[chosen]]
         repaired = [r for s in starts if (r := self._settled(s, goal, loss, rng)) is not None]
-        repaired += [r for k in range(FRESH) if (r := self._fresh(k, rng, goal.budget, loss)) is not None]
-        rows = np.concatenate([raw[excess <= 0], *(r[None] for r in repaired)])
+        rows = np.concatenate([raw[excess <= 0], *(r[None] for r in (*repaired, *fresh))])
         if not len(rows):
             return []
         return list(zip(self._score(rows, goal, surrogate).tolist(), rows, strict=True))
 
-    def _fresh(
-        self, k: int, rng: np.random.Generator, budget: Budget | None = None, loss: Floats | None = None
-    ) -> Indices | None:
-        """A point that owes nothing to the parents: random kernels, or every third time random throughout."""
-        limit = budget or self.problem.budget
-        if k % 3 == 2:
-            return random_feasible(self.pricer, rng, limit)
-        return diverse(self.pricer, rng, limit, self.loss if loss is None else loss)
+    def _allocated(self, at: Indices, goal: Goal, loss: Floats, rng: np.random.Generator) -> list[Indices]:
+        """Allocations of least summed loss, the losses as the outcomes have it and somewhat perturbed."""
+        found = []
+        for spread in SPREADS:
+            factors = loss / self.loss * np.exp(rng.normal(0.0, spread, size=len(loss)))
+            point = reallocate(self.pricer, self.losses.scaled(factors), goal.budget, at)
+            if point is not None:
+                found.append(point)
+        return found
 
     def _settled(self, start: Indices, goal: Goal, loss: Floats, rng: np.random.Generator) -> Indices | None:
         return settle(self.pricer, start, goal.budget, loss * np.exp(rng.normal(0.0, 0.3, size=len(loss))))
@@ -204,13 +224,13 @@ class JointAgent(SequentialAgent):
         high, low = np.repeat(at[None], d, axis=0), np.repeat(at[None], d, axis=0)
         np.fill_diagonal(high, self.pricer.top)
         np.fill_diagonal(low, 0)
-        mean, _ = surrogate.predict(self.embedding.at(np.concatenate([high, low])))
+        mean, _ = surrogate.predict(points(self.measured, np.concatenate([high, low])))
         predicted = mean[:d] - mean[d:]
         unit = max(float(np.mean(np.maximum(predicted, 0.0))), 1e-9) / float(np.mean(self.loss))
         return np.maximum(predicted, 0.05 * unit * self.loss)
 
     def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
-        mean, std = surrogate.predict(self.embedding.at(rows))
+        mean, std = surrogate.predict(points(self.measured, rows))
         if goal.steps is not None:
             top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
             widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)

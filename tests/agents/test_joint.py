@@ -1,43 +1,28 @@
-from dataclasses import replace
-
 import numpy as np
-import pytest
 
-from agents.embedding import Embedding, loss_tables
+from agents.embedding import points
+from agents.loss_table import loss_table, separable_loss
 from agents.pricing import Pricer
-from agents.repair import PRIOR_LOSS
 from agents.surrogate import Warp, expected_area
 from agents.toys import toy_problem, toy_space
 
 
-def test_measured_losses_are_the_unit_and_the_prior_fills_what_is_missing() -> None:
+def test_a_removed_block_counts_once_and_lengths_are_sums_of_amplitudes() -> None:
     problem = toy_problem(toy_space(2), share=0.3)
-    choices = problem.space.choices
-    given = {c.name: 7.0 * np.linspace(1.0, 0.0, len(c.values)) ** 2 for c in choices if c.kind == "keep"}
-    given["keep:g0"] = np.full(len(given["keep:g0"]), np.nan)
-    tables = dict(
-        zip((c.name for c in choices), loss_tables(replace(problem, losses=lambda: given)), strict=True)
-    )
-    np.testing.assert_array_equal(tables["keep:g1"], given["keep:g1"])
-    assert tables["keep:g0"][0] == pytest.approx(7.0)  # prior 1, in the unit of what was measured
-    assert tables["removed:block0"][0] == pytest.approx(7.0 * PRIOR_LOSS["removed"])
-    assert all(t[-1] == 0 and (t[:-1] > 0).all() for t in tables.values())
-
-
-def test_a_removed_block_counts_once() -> None:
-    problem = toy_problem(toy_space(2), share=0.3)
-    embedding, top = Embedding(problem), Pricer(problem).top
+    losses, top = loss_table(problem), Pricer(problem).top
     names = [c.name for c in problem.space.choices]
     removed, both = top.copy(), top.copy()
     removed[names.index("removed:block0")] = both[names.index("removed:block0")] = 0
     both[names.index("keep:g0")] = both[names.index("rank:b0a")] = 0
-    points = embedding.at(np.stack([top, removed, both]))
-    np.testing.assert_array_equal(points[1], points[2])
-    assert (points[0] == 0).all()
-    summed = embedding.summed(np.stack([top, removed, both]))
-    np.testing.assert_allclose((points**2).sum(1) * embedding.scale, summed)
+    rows = np.stack([top, removed, both])
+    at = points(losses, rows)
+    np.testing.assert_array_equal(at[1], at[2])
+    assert (at[0] == 0).all()
+    amplitude = losses.tempered(0.5)
+    largest = float(losses.loss[np.isfinite(losses.loss)].max())
+    np.testing.assert_allclose((at**2).sum(1) * largest, separable_loss(amplitude, rows))
     both[names.index("keep:g1")] = 0
-    assert embedding.summed(both[None])[0] > summed[1]
+    assert (points(losses, both[None]) ** 2).sum() > (at[1] ** 2).sum()
 
 
 def test_expected_area_of_a_certain_candidate_is_the_growth_of_the_hypervolume() -> None:
