@@ -10,14 +10,14 @@ from .errors import AgentError, UnknownAgentError
 
 Factory = Callable[[Problem, int], Agent]
 
-DEFAULT = "local-search"
+DEFAULT = "joint"
 
 #: Name to (module, class, one line).
 _BUILT_IN: dict[str, tuple[str, str, str]] = {
-    "local-search": (
-        "agents.local_search",
-        "LocalSearchAgent",
-        "surrogate-assisted local search along the budget (default)",
+    "joint": (
+        "agents.joint",
+        "JointAgent",
+        "measured losses, a surrogate for where they do not add up, moves along the budget (default)",
     ),
     "tpe": ("agents.optuna_agents", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.optuna_agents", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),

@@ -67,6 +67,11 @@ def allocate(
     return None if found is None else improve(pricer, losses, budget, found)
 
 
+def reallocate(pricer: Pricer, losses: LossTable, budget: Budget, at: Indices) -> Indices | None:
+    """The best feasible allocation with costs taken from changes of ``at`` alone: quick, not improved."""
+    return _sequence(pricer, losses, budget, at, 1, {})
+
+
 def references(pricer: Pricer, budget: Budget) -> list[Indices]:
     """Where allocation starts: nothing compressed, lowest bits, and per precision the largest uniform fit."""
     rungs = ladder(pricer)

@@ -79,7 +79,7 @@ class RunConfig(BaseModel):
     skip: tuple[str, ...] = Field((), description="patterns of layers left alone, such as 'head.*'")
     strict: bool = Field(False, description="a layer that cannot be compressed is an error")
 
-    agent: str = Field("local-search", description="who proposes the policies")
+    agent: str = Field("joint", description="who proposes the policies")
     evaluations: int = Field(100, ge=1, description="how many policies to evaluate")
     timeout: str | None = Field(None, description="search no longer than this: 45s, 10m")
     recover: str = Field("45s", description="short fine-tuning of what was found; 0 leaves it out")
