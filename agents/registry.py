@@ -22,6 +22,21 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
     "tpe": ("agents.optuna_agents", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.optuna_agents", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
     "nsga2": ("agents.optuna_agents", "Nsga2Agent", "NSGA-II over accuracy and latency (Optuna)"),
+    "ddpg": (
+        "agents.ddpg",
+        "DdpgAgent",
+        "deep deterministic policy gradient, layer by layer, walls at the budget (AMC)",
+    ),
+    "ddpg-accuracy": (
+        "agents.ddpg",
+        "DdpgAccuracyAgent",
+        "ddpg with AMC's accuracy-guaranteed reward, -error log(latency)",
+    ),
+    "haq": (
+        "agents.ddpg",
+        "HaqAgent",
+        "ddpg as HAQ has it: weights, then activations of each layer, bits walked down to the budget",
+    ),
     "random": (
         "agents.random_",
         "RandomAgent",
