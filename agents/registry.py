@@ -27,6 +27,21 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "ExactAgent",
         "least summed sensitivity within the budget, by exact allocation",
     ),
+    "ddpg": (
+        "agents.ddpg",
+        "DdpgAgent",
+        "deep deterministic policy gradient, layer by layer, walls at the budget (AMC)",
+    ),
+    "ddpg-accuracy": (
+        "agents.ddpg",
+        "DdpgAccuracyAgent",
+        "ddpg with AMC's accuracy-guaranteed reward, -error log(latency)",
+    ),
+    "haq": (
+        "agents.ddpg",
+        "HaqAgent",
+        "ddpg as HAQ has it: weights, then activations of each layer, bits walked down to the budget",
+    ),
     "random": (
         "agents.random_",
         "RandomAgent",
