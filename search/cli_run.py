@@ -94,6 +94,7 @@ def search_command(
     recover: Annotated[str | None, _option(SEARCH, "Short fine-tuning, 45s; 0 for none.", "TIME")] = None,
     seed: Annotated[str | None, _option(SEARCH, "The same seed, the same search.", "N")] = None,
     workers: Annotated[str | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
+    pool: Annotated[str | None, _option(SEARCH, "File of shared accuracies, or off.", "PATH")] = None,
     threads: Threads = None,
     batch: Batch = None,
     host: Host = None,

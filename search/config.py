@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "timeout",
     "recover",
     "workers",
+    "pool",
     "measure",
     "profile",
     "host",
@@ -86,6 +87,9 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed, the same search")
     workers: int = Field(1, ge=1, le=256, description="processes that evaluate")
     warm_start: str | None = Field(None, description="a run whose outcomes are learned first")
+    pool: str | None = Field(
+        None, description="the file that keeps and shares accuracies, or off; the user's own by default"
+    )
 
     threads: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
     batch: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
@@ -131,6 +135,17 @@ class RunConfig(BaseModel):
             return None
         kind = COST_KINDS[LIMITS[info.field_name]]
         return parse_limit(value, kind, _flag(info.field_name)).written
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _place(cls, value: Any) -> Any:
+        if value is False:  # what YAML makes of a bare off
+            return "off"
+        if value is True or value == "":
+            raise UsageError(
+                f"--pool {value!s} is neither a file nor off.", "Leave it out for the usual one."
+            )
+        return value
 
     @field_validator("max_drop", mode="before")
     @classmethod

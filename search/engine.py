@@ -26,6 +26,7 @@ from .deliver import Delivered, deliver
 from .errors import InfeasibleError, ResumeError, StoppedError, VerificationError
 from .evaluate import make_evaluator
 from .journal import Journal
+from .pool import OFF, PooledEvaluator, open_pool
 from .result import RunResult
 from .results import Event, Results, RunFacts
 from .rounds import search_policies, time_first, timed_shortlist
@@ -94,6 +95,8 @@ def run(
         with study.evaluator:
             search_policies(this, study, config.evaluations)
             chosen = [] if this.stopped or config.dry_run else timed_shortlist(this, study)
+            if this.pool is not None and this.pool.found:
+                show.note(f"pool     {this.pool.summary}")
         if not this.stopped and not config.dry_run:
             candidates = _candidates(this, chosen)
         if candidates and not this.stopped:
@@ -177,7 +180,13 @@ def _study(
     if workers > 1 and setup.task.spec is None:
         this.progress.note("workers  one: this task lives in this process only")
     agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
-    study = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, workers), this.journal)
+    pool = this.pool = open_pool(
+        OFF if setup.config.dry_run else setup.config.pool,  # a dry run is there to see what evaluations take
+        setup.scorer,
+        lambda text: this.progress.note(f"pool     {text}"),
+    )
+    evaluator = PooledEvaluator(make_evaluator(setup.task, setup.scorer, workers), pool)
+    study = Study(setup.problem, agent, evaluator, this.journal)
     space = setup.space
     bits = max(space.abilities.act_bits, default=None)
     found: dict[str, tuple[ResolvedPolicy, Outcome]] = {}
@@ -187,7 +196,7 @@ def _study(
         if this.stopped:
             break
         policy = space.resolve(proposal)
-        score = setup.scorer.score(policy)
+        score = pool.score(policy)
         outcome = outcome_of(setup.problem, Finished(Job(-1 - i, policy), score))
         found[name] = (policy, outcome)
         if outcome.feasible:
