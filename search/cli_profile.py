@@ -41,7 +41,7 @@ def run_profile(
         return
     seconds = parse_seconds(time, "--time")
     config = None if task is None else make_config({"target": target, "task": task, "measure": "never"})
-    with stop_on_interrupt(note) as stop, _bar(seconds, quiet or session.json) as told:
+    with stop_on_interrupt(note, "measurement") as stop, _bar(seconds, quiet or session.json) as told:
         done = profile_target(
             target, host, token, minutes=seconds / 60, threads=threads, config=config,
             accept_unstable=accept_unstable, progress=told, stop=stop,
@@ -62,6 +62,11 @@ def render_profiled(found: Profiled) -> str:
         f"cost     {found['backing']}",
     ]
     lines += [f"advice   {text}" for text in found["advice"]]
+    if found["emulated"]:
+        lines.append(
+            f"emulated by {found['emulated']}: for searches with this --host, not for "
+            f"{found['target']} itself"
+        )
     if found["ended"] == "stopped":
         lines.append("stopped  what was measured is kept; the same command goes on")
     lines.append(f"next     search --target {found['target']}")

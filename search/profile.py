@@ -35,6 +35,7 @@ class Profiled(TypedDict):
     target: str
     device: str
     chip: str
+    emulated: str
     runtime: str
     threads: int
     measured: int
@@ -85,6 +86,7 @@ def profile_target(
         target=target.name,
         device=report.facts.device,
         chip=report.facts.chip,
+        emulated=report.facts.emulated,
         runtime=f"{report.facts.runtime} {report.facts.runtime_version}",
         threads=count,
         measured=report.measured,
@@ -174,7 +176,8 @@ def measure_kernels(
     )
     return profile(
         device, planner.works(), store, budget_seconds=seconds, batch=planner.batch,
-        accept_unstable=accept_unstable, progress=progress, stop=stop,
+        accept_unstable=accept_unstable, anchor=planner.anchor() if device.unit == "ms" else None,
+        progress=progress, stop=stop,
     )  # fmt: skip
 
 
