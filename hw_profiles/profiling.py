@@ -21,6 +21,8 @@ from hw_profiles.profiles import ProfileStore
 PAUSES = (1.0, 5.0, 15.0)
 #: Seconds that a device which throttled is left alone before its networks are repeated.
 COOL_SECONDS = 20.0
+#: Works that are kept at hand, to be measured again should the device turn out to have been slow.
+LATEST = 256
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ class _Profiling:
         facts = self.device.facts()
         self.report = ProfilingReport(facts, advice=advice(facts, self.device.condition()))
         self.known: dict[int, set[str]] = {}
-        self.kept: dict[str, Work] = {}
+        self.kept: set[str] = set()
+        self.latest: dict[str, Work] = {}
         self.again: dict[str, Work] = {}
-        self.tries: dict[str, list[tuple[Sample, str]]] = {}
+        self.tries: dict[str, tuple[Work, list[tuple[Sample, str]]]] = {}
         longest = 0.0
         for together in self._batches(iter(works)):
             begun = time.monotonic()
@@ -136,8 +139,9 @@ class _Profiling:
                 break
         if self._stopped():
             self.report.ended = "stopped"
-        for key in [key for key in self.again if key in self.tries]:
-            self._give_up(key, self.again[key])
+        if self.accept_unstable:
+            for key in list(self.tries):
+                self._give_up(key)
         self.report.seconds = time.monotonic() - self.start
         if self.report.refused and not self.report.measured:
             refused = self.report.refused
@@ -211,7 +215,7 @@ class _Profiling:
                 lost += 1
             if waiting and throttled:
                 self._wait(self.cool_seconds)
-        self.again |= {key: self.kept[key] for key in self.pace.outdated()}
+        self.again |= {key: self.latest[key] for key in self.pace.outdated() if key in self.latest}
         return True
 
     def _settled(self, sample: Sample, work: Work, unsteady: dict[str, Work]) -> bool:
@@ -225,17 +229,18 @@ class _Profiling:
         if sample.error or (stable and not slow):
             self._keep(sample, work)
             return True
-        tries = self.tries.setdefault(sample.key, [])
+        _, tries = self.tries.setdefault(sample.key, (work, []))
         tries.append((sample, slow or why))
         if len(tries) <= self.repeats:
             (self.again.update if slow else unsteady.update)({sample.key: work})
             return bool(slow)
-        self._give_up(sample.key, work)
+        self._give_up(sample.key)
         return True
 
-    def _give_up(self, key: str, work: Work) -> None:
+    def _give_up(self, key: str) -> None:
         """Keep the least of the unsteady samples with its verdict, or refuse the work."""
-        sample, why = min(self.tries.pop(key), key=lambda tried: tried[0].best)
+        work, tries = self.tries.pop(key)
+        sample, why = min(tries, key=lambda tried: tried[0].best)
         if key in self.kept:
             return  # it was measured steadily before, if at a slower pace
         if self.accept_unstable:
@@ -256,10 +261,17 @@ class _Profiling:
             self.report.failed[work.key] = sample.error
         else:
             self.report.measured += sample.key not in self.kept
-            self.kept[sample.key] = work
+            self.kept.add(sample.key)
             if not unstable:
-                self.pace.took(sample.key)
+                self._remember(sample.key, work)
         self._tell(work.key)
+
+    def _remember(self, key: str, work: Work) -> None:
+        """A work of late, should it turn out that the device was slow."""
+        self.pace.took(key)
+        self.latest[key] = work
+        if len(self.latest) > LATEST:
+            del self.latest[next(iter(self.latest))]
 
     def _gone(self, error: DeviceError) -> DeviceError:
         kept = f"{self.report.measured} networks measured now and {self.report.held} before are kept"

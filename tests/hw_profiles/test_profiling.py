@@ -231,3 +231,16 @@ def test_a_phase_that_does_not_end_is_refused_or_kept_with_its_reason(tmp_path: 
     row = store.open(slow.facts(), 1).measured[model_hash(WORKS[2])]
     assert not row.stable
     assert "slower than it was" in row.why
+
+
+def test_what_the_budget_left_unsteady_is_kept_where_that_is_accepted(tmp_path: Path) -> None:
+    def slowly(_: Progress) -> None:
+        time.sleep(0.3)
+
+    trouble: dict[int, Trouble] = {1: "unstable"}
+    for accept, measured in ((False, 5), (True, 6)):
+        report = profile(
+            SimulatedDevice(trouble=trouble), WORKS, ProfileStore(tmp_path / str(accept)), budget_seconds=0.5,
+            progress=slowly, accept_unstable=accept,
+        )  # fmt: skip
+        assert (report.measured, report.unstable_kept, report.ended) == (measured, int(accept), "budget")

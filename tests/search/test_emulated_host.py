@@ -53,3 +53,21 @@ def test_search_with_the_host_profiles_searches_and_measures_the_front(
     ]
     assert len(profiles[0].measured) >= 8
     assert agent.token not in (run / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_profile_of_instructions_is_kept_and_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAILORBIRD_ARM_SYSROOT", str(built_sysroot()))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    command = ["profile", "--target", "raspberry-pi-4", "--host", "emulated:cortex-a72"]
+    assert main([*command, "--time", "5s"]) == 0
+    assert "counted  instructions, not time" in capsys.readouterr().out
+    (profile,) = ProfileStore().all()
+    assert (profile.facts.device, profile.unit, profile.threads) == ("emulated cortex-a72", "instructions", 1)
+    assert len(profile.measured) >= 8
+    assert all(row.stable for row in profile.measured.values())
+    assert main([*command, "--time", "5s", "--threads", "2"]) == 2
+    assert "1 thread" in capsys.readouterr().err
