@@ -68,6 +68,8 @@ class RunConfig(BaseModel):
     max_memory: str | None = Field(None, description="peak of the activations: 1MB, or 0.5x")
     max_energy: str | None = Field(None, description="of one inference: 5mJ, or 0.5x")
     max_macs: str | None = Field(None, description="40MMACs, or 0.5x")
+    max_dsp: int | None = Field(None, ge=1, description="DSP slices that an FPGA's core may take")
+    max_bram: int | None = Field(None, ge=1, description="block RAMs of 36 kbit that it may take")
     max_drop: float | None = Field(None, description="points; turns the search into: least latency")
     risk: float | None = Field(None, gt=0, lt=1, description="0.9 judges the upper bound of the latency")
 

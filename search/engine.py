@@ -19,6 +19,7 @@ from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
 from . import summary, warm
+from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
@@ -110,7 +111,7 @@ def check(config: RunConfig) -> None:
     """Refuse what can be refused before any network is traced, for all targets at once."""
     check_name(config.agent)
     for one in config.for_each_target():
-        load_target(one.target[0])
+        check_resources(one, load_target(one.target[0]))
         if one.resume is None:
             check_writable(RUNS) if one.out is None else check_free(Path(one.out))
     if config.warm_start is not None and config.resume is None:
@@ -163,7 +164,8 @@ def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
 
 def _backing(setup: Setup) -> str:
     batch = setup.lowering.kernels([setup.base_policy])[0][1]
-    return setup.lowering.predictor.predict(batch).backing
+    backing = setup.lowering.predictor.predict(batch).backing
+    return "; ".join(filter(None, (backing, setup.emulated)))
 
 
 # -- the study
