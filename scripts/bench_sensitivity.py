@@ -11,10 +11,10 @@ time: ResNet-20 on digits32, CPU seconds of one thread, least of several rounds 
 
 scale: residual networks of 20 to 50 layers with random weights, 3x32x32.
 
-rank: Spearman correlation of losses with what the complete evaluation says: of single changes that are policies
-(channels, ranks, blocks), and summed over the changes of random feasible policies; the same for the estimates
-from gradients, and for the first look (`search.look`) at those policies. Truth is the drop of top-1 on the
-validation data, which is coarse (1/359), and the rise of its cross-entropy.
+rank: Spearman correlation of losses with what the complete evaluation says: of single changes that are
+policies (channels, ranks, blocks), and summed over the changes of random feasible policies; the same for the
+estimates from gradients, and for the first look (`search.look`) at those policies. Truth is the drop of top-1
+on the validation data, which is coarse (1/359), and the rise of its cross-entropy.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,13 +48,16 @@ from compressors.sensitivity.suffix import Reference
 from compressors.simulate import answers
 from compressors.space import Abilities, PolicySpace
 from search.config import make_config
-from search.look import Look
-from search.score import Scorer
 from search.setup import Setup, load_setup
 from search.tasks.networks import ResNet
 
-ROUNDS = 3
+ROUNDS = 2
 DEPTHS = (3, 5, 8)  # residual blocks a stage: 20, 32 and 50 layers
+WAYS: dict[str, Callable[..., Losses]] = {
+    "measured": measured_losses,
+    "first order": first_order_losses,
+    "second order": second_order_losses,
+}
 console = Console(width=110)
 Floats = NDArray[np.float64]
 
@@ -177,6 +181,17 @@ def spearman(estimates: Sequence[float], truths: Sequence[Truth]) -> list[str]:
     return [f"{float(spearmanr(estimates, x).statistic):+.3f}" for x in (wrong, entropy)]
 
 
+def every_way(setup: Setup, samples: int | None) -> dict[str, Losses]:
+    """Measured and estimated losses, by name."""
+    losses: dict[str, Losses] = {}
+    rows = []
+    for name, way in WAYS.items():
+        seconds, losses[name] = timed(partial(way, setup.scorer.network, setup.space, samples))
+        rows.append([name, f"{seconds:.2f}"])
+    table(f"One pass each, {setup.target.name}", ("losses", "CPU s"), rows)
+    return losses
+
+
 def part_rank(setup: Setup, losses: dict[str, Losses], policies: int) -> None:
     """Single changes, then random feasible policies."""
     space, top = setup.space, setup.space.cardinalities - 1
@@ -210,16 +225,12 @@ def _random(setup: Setup, losses: dict[str, Losses], policies: int) -> None:
     for name, found in losses.items():
         sums = [sum(float(found[n][i]) for n, i in zip(names, x, strict=True)) for x in drawn]
         rows.append([f"sum of {name}", *spearman(sums, truths)])
-    look = _look(setup.scorer)
+    look = setup.scorer._look
     seen = [look.at(p, shrunk(setup.scorer.network, p)) for p in resolved]
     rows.append(["first look", *spearman([-look.estimate(s)[0] for s in seen], truths)])
     best, worst = max(t.top1 for t in truths), min(t.top1 for t in truths)
     title = f"{len(drawn)} random feasible policies, {setup.target.name}, top-1 {worst:.3f} to {best:.3f}: "
     table(title + "Spearman with", ("estimate", "drop of top-1", "rise of cross-entropy"), rows)
-
-
-def _look(scorer: Scorer) -> Look:
-    return scorer._look
 
 
 def main() -> None:
@@ -240,19 +251,7 @@ def main() -> None:
     if "scale" in parts:
         part_scale(arguments.samples or 16)
     for setup in setups if "rank" in parts else ():
-        network, space = setup.scorer.network, setup.space
-        losses: dict[str, Losses] = {}
-        ways = {
-            "measured": measured_losses,
-            "first order": first_order_losses,
-            "second order": second_order_losses,
-        }
-        rows = []
-        for name, way in ways.items():
-            seconds, losses[name] = timed(lambda way=way: way(network, space, arguments.samples))  # type: ignore[misc]
-            rows.append([name, f"{seconds:.2f}"])
-        table(f"One pass each, {setup.target.name}", ("losses", "CPU s"), rows)
-        part_rank(setup, losses, arguments.policies)
+        part_rank(setup, every_way(setup, arguments.samples), arguments.policies)
 
 
 if __name__ == "__main__":
