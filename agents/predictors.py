@@ -1,0 +1,170 @@
+"""Cheap predictors over value indices, for searches that predict tens of thousands of policies.
+
+A policy's features are the distances u of its coordinates from the top, their squares, a trend common to
+all (the losses measured or expected, summed) and, for what is not a sum, random cosines of u (Rahimi &
+Recht 2007, of a Matern 5/2 kernel). On them a Bayesian linear regression (Bishop 2006, section 3.3), whose
+prior deviations and noise are those of most evidence on a fixed grid: no optimiser, no state, and a
+prediction is a row of a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+
+from .contract import Problem
+from .pricing import Indices, Pricer
+from .repair import PRIOR_LOSS
+
+Floats = NDArray[np.float64]
+
+#: Candidates for the prior deviation of (trend, sums, cosines) and for the noise, in deviations of y.
+TRENDS, SUMS, REST, NOISES = (0.3, 1.0), (0.1, 0.3, 1.0), (0.0, 0.3, 1.0), (0.03, 0.1, 0.3, 0.6)
+COSINES = 96
+#: Length scale of the cosines in units of the median distance of two policies.
+LENGTH = 1.5
+
+
+class Regression:
+    """Bayesian linear regression of ``y`` (N,) on ``f`` (N, M); ``group`` (M,) says which deviation is whose.
+
+    ``grid``: combinations of a deviation per group and, last, of the noise; the one of most evidence counts.
+    """
+
+    def __init__(
+        self, f: Floats, y: Floats, group: NDArray[np.int64], grid: Sequence[tuple[float, ...]]
+    ) -> None:
+        self.mean, self.scale = float(y.mean()), float(y.std()) or 1.0
+        self.center = f.mean(axis=0)
+        centred, t = f - self.center, (y - self.mean) / self.scale
+        self.gram, self.moment, self.total = centred.T @ centred, centred.T @ t, float(t @ t)
+        self.count = len(y)
+        self.grid = max(grid, key=lambda h: self._evidence(np.array(h[:-1])[group], h[-1]))
+        self.deviation, self.noise = np.array(self.grid[:-1])[group], self.grid[-1]
+        low = self._low(self.deviation, self.noise)
+        z = cho_solve((low, True), self.deviation * self.moment)
+        self.weights = self.deviation * z
+        left = self.total - float(self.weights @ self.moment)
+        self._spread = np.sqrt(max(left / max(self.count, 1), 1e-12))
+        self._root = low
+
+    def predict(self, f: Floats) -> Floats:
+        """Posterior mean at features (P, M); (P,)."""
+        found: Floats = self.mean + self.scale * ((f - self.center) @ self.weights)
+        return found
+
+    def samples(self, rng: np.random.Generator, count: int) -> Floats:
+        """Weights drawn from the posterior, (M, count), for `sampled`."""
+        z = solve_triangular(self._root.T, rng.normal(size=(len(self.weights), count)), lower=False)
+        found: Floats = self.weights[:, None] + self._spread * self.deviation[:, None] * z
+        return found
+
+    def sampled(self, f: Floats, weights: Floats) -> Floats:
+        """Predictions of drawn weights (M, S) at features (P, M); (P, S)."""
+        found: Floats = self.mean + self.scale * ((f - self.center) @ weights)
+        return found
+
+    def _low(self, deviation: Floats, noise: float) -> Floats:
+        scaled = deviation[:, None] * self.gram * deviation[None]
+        found: Floats = cholesky(scaled + noise**2 * np.eye(len(scaled)), lower=True)
+        return found
+
+    def _evidence(self, deviation: Floats, noise: float) -> float:
+        """Log marginal likelihood with the overall variance profiled out, up to a constant."""
+        low = self._low(deviation, noise)
+        half = solve_triangular(low, deviation * self.moment, lower=True)
+        left = max((self.total - float(half @ half)) / noise**2, 1e-12)
+        n, m = self.count, len(low)
+        determinant = 2 * float(np.log(np.diag(low)).sum()) + (n - m) * 2 * np.log(noise)
+        return float(-0.5 * n * np.log(left / max(n, 1)) - 0.5 * determinant)
+
+
+class Features:
+    """Features of value indices of one problem; a function of the problem and the seed."""
+
+    def __init__(self, pricer: Pricer, seed: int) -> None:
+        self.top = np.maximum(pricer.top, 1)
+        d = len(self.top)
+        rng = np.random.default_rng((seed, 0xFEA7))
+        # Two random policies are about sqrt(d/6) apart; Matern 5/2 has Student-t frequencies.
+        length = LENGTH * np.sqrt(max(d, 1) / 6.0)
+        self.frequency = rng.standard_t(5, size=(d, COSINES)) / length
+        self.phase = rng.uniform(0.0, 2 * np.pi, COSINES)
+        self.losses = loss_tables(pricer.problem)
+        self.group = np.repeat([0, 1, 2], [1, 2 * d, COSINES])
+
+    def sums(self, indices: Indices) -> Floats:
+        """u and its square, (P, 2 d)."""
+        u = 1.0 - indices / self.top
+        return np.concatenate([u, u * u], axis=1)
+
+    def __call__(self, indices: Indices) -> Floats:
+        """Trend, sums and cosines, (P, 1 + 2 d + COSINES)."""
+        sums = self.sums(indices)
+        u = sums[:, : len(self.top)]
+        trend = self.losses[np.arange(len(self.top)), indices].sum(axis=1, keepdims=True)
+        cosines = np.cos(u @ self.frequency + self.phase) * np.sqrt(2.0 / COSINES)
+        return np.concatenate([trend, sums, cosines], axis=1)
+
+
+def loss_tables(problem: Problem) -> Floats:
+    """Loss of each value of each coordinate alone, as measured or else as expected; (d, values).
+
+    The largest ones sum to 1. Where nothing was measured a loss grows with the square of the distance.
+    """
+    choices = problem.space.choices
+    given = problem.losses() if problem.losses is not None else {}
+    table = np.zeros((len(choices), max((len(c.values) for c in choices), default=1)))
+    prior = [PRIOR_LOSS.get(c.kind, 1.0) * np.linspace(1.0, 0.0, len(c.values)) ** 2 for c in choices]
+    pairs = [(p, np.asarray(given[c.name])) for c, p in zip(choices, prior, strict=True) if c.name in given]
+    ratios = [m[0] / p[0] for p, m in pairs if len(p) > 1 and np.isfinite(m[0]) and m[0] > 0]
+    unit = float(np.median(ratios)) if ratios else 1.0
+    for row, c, p in zip(table, choices, prior, strict=True):
+        found = np.asarray(given.get(c.name, np.full(len(p), np.nan)), dtype=float)
+        row[: len(p)] = np.where(np.isfinite(found), np.maximum(found, 0.0), unit * p)
+    return table / max(float(table.max(axis=1).sum()), 1e-12)
+
+
+class AccuracyPredictor:
+    """Expected (warped) metric of policies, from outcomes. ``indices`` (N, d), ``y`` (N,), N at least 2."""
+
+    def __init__(self, features: Features, indices: Indices, y: Floats) -> None:
+        self.features = features
+        self.model = Regression(
+            features(indices), y, features.group, list(product(TRENDS, SUMS, REST, NOISES))
+        )
+
+    def __call__(self, indices: Indices) -> Floats:
+        """Mean at value indices (P, d), higher is better; (P,)."""
+        return self.model.predict(self.features(indices))
+
+    def marginal(self, at: Indices) -> Floats:
+        """Predicted loss of each coordinate from top to bottom around a policy (d,); (d,)."""
+        high, low = np.repeat(at[None], len(at), axis=0), np.repeat(at[None], len(at), axis=0)
+        np.fill_diagonal(high, self.features.top)
+        np.fill_diagonal(low, 0)
+        return self(np.minimum(high, self.features.top)) - self(low)
+
+
+class CostTables:
+    """Log of each cost as a sum over coordinates: the lookup table of OFA and ProxylessNAS, by least squares.
+
+    Right to a tenth near the policies it was fitted to; what is suggested is repaired with real prices.
+    ``indices`` (N, d) with ``costs`` name to (N,), all positive.
+    """
+
+    def __init__(self, features: Features, indices: Indices, costs: dict[str, Floats]) -> None:
+        self.features = features
+        f = features.sums(indices)
+        group = np.zeros(f.shape[1], dtype=np.int64)
+        grid = [(1.0, noise) for noise in (0.1, 0.3)]
+        self.models = {n: Regression(f, np.log(np.maximum(c, 1e-12)), group, grid) for n, c in costs.items()}
+
+    def logs(self, indices: Indices) -> dict[str, Floats]:
+        """Log of each cost at value indices (P, d), name to (P,)."""
+        f = self.features.sums(indices)
+        return {name: model.predict(f) for name, model in self.models.items()}
