@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .factors.base import FACTORISATIONS, Factorisation, factor_costs
+from .factors.base import FACTORISATIONS, factor_costs
 from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
 
@@ -127,21 +127,8 @@ def _resolve_rank(
     if not scheme.takes(layer):
         return None
     shape = _sizes(structure, layer, full)
-    known: dict[tuple[Any, ...], Factor | None] = structure.__dict__.setdefault("_factors", {})
-    key = (layer.name, scheme, ratio, shape)
-    if key not in known:
-        if len(known) > 65_536:
-            known.clear()
-        known[key] = _factor(structure, layer, scheme, ratio, shape)
-    return known[key]
-
-
-def _factor(
-    structure: Structure, layer: Layer, scheme: Factorisation, ratio: float, shape: tuple[int, ...]
-) -> Factor | None:
-    """A factorisation at a ratio, None when it saves neither weights nor MACs."""
     rank = scheme.within(shape, tuple(_rank(ratio, r) for r in scheme.full_rank(shape)))
-    factor = Factor(scheme.name, rank)
+    factor = Factor(method, rank)
     dense = math.prod(shape)
     stride = tuple(structure.graph.by_name[layer.nodes[0]].attrs.get("stride", ()))
     weights, macs = factor_costs(layer, shape, factor, stride)
