@@ -40,7 +40,7 @@ GENERATIONS, FRONT_GENERATIONS = 500, 150
 #: Policies that the tables are fitted to at first, and how many of the best found are priced half-way.
 TABLED, PRICED = 400, 48
 #: A run serves this share of the outcomes it knows, at least `LEAST`: its time is then spread over them.
-SHARE, LEAST = 0.1, 4
+SHARE, LEAST = 0.1, 6
 POOL = 600
 FRONT_EVERY = 4
 GOLDEN = 0.6180339887498949
@@ -194,7 +194,8 @@ class EvolutionAgent(SequentialAgent):
         key = budget.latency_key
 
         def judge(rows: Indices) -> tuple[Floats, Floats]:
-            logs, mean = tables.logs(rows), predictor(rows)
+            f = self.features(rows)
+            logs, mean = tables.logs(f), predictor(f)
             over = [logs[n] - v for n, v in limits.items()]
             excess = np.max(over, axis=0) if over else np.full(len(rows), -1.0)
             if goal.floor is None:
@@ -218,9 +219,10 @@ class EvolutionAgent(SequentialAgent):
             return rows
         count = min(count, len(rows))
         weights = predictor.model.samples(rng, count)
-        value = predictor.model.sampled(self.features(rows), weights)
+        f = self.features(rows)
+        value = predictor.model.sampled(f, weights)
         if goal.floor is not None:
-            speed = -tables.logs(rows)[self.problem.budget.latency_key]
+            speed = -tables.logs(f)[self.problem.budget.latency_key]
             value = np.where(value >= goal.floor, speed[:, None], value - goal.floor - 1e3)
         chosen: list[int] = []
         for column in value.T:

@@ -76,16 +76,15 @@ def _rank(score: Floats, excess: Floats) -> Floats:
 def mutated(parents: Indices, cardinalities: Indices, rng: np.random.Generator, count: int) -> Indices:
     """``count`` copies of random parents, every coordinate drawn anew with the published probability."""
     found: Indices = parents[rng.integers(len(parents), size=count)].copy()
-    drawn = rng.integers(0, cardinalities, size=found.shape)
-    anew = rng.random(found.shape) < PROBABILITY
-    found[anew] = drawn[anew]
+    row, column = np.nonzero(rng.random(found.shape, dtype=np.float32) < PROBABILITY)
+    found[row, column] = (rng.random(len(row)) * cardinalities[column]).astype(np.int64)
     return found
 
 
 def crossed(parents: Indices, rng: np.random.Generator, count: int) -> Indices:
     """``count`` children of two random parents, every coordinate from either."""
     a, b = parents[rng.integers(len(parents), size=(2, count))]
-    found: Indices = np.where(rng.random(a.shape) < 0.5, a, b)
+    found: Indices = np.where(rng.random(a.shape, dtype=np.float32) < 0.5, a, b)
     return found
 
 

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 #: Candidates for the prior deviation of (trend, sums, cosines) and for the noise, in deviations of y.
 TRENDS, SUMS, REST, NOISES = (0.3, 1.0), (0.1, 0.3, 1.0), (0.0, 0.3, 1.0), (0.03, 0.1, 0.3, 0.6)
-COSINES = 96
+COSINES = 64
 #: Length scale of the cosines in units of the median distance of two policies.
 LENGTH = 1.5
 
@@ -96,6 +96,8 @@ class Features:
         self.phase = rng.uniform(0.0, 2 * np.pi, COSINES)
         self.losses = loss_tables(pricer.problem)
         self.group = np.repeat([0, 1, 2], [1, 2 * d, COSINES])
+        #: Where the u and their squares are.
+        self.summed = slice(1, 1 + 2 * d)
 
     def sums(self, indices: Indices) -> Floats:
         """u and its square, (P, 2 d)."""
@@ -138,16 +140,18 @@ class AccuracyPredictor:
             features(indices), y, features.group, list(product(TRENDS, SUMS, REST, NOISES))
         )
 
-    def __call__(self, indices: Indices) -> Floats:
-        """Mean at value indices (P, d), higher is better; (P,)."""
-        return self.model.predict(self.features(indices))
+    def __call__(self, f: Floats) -> Floats:
+        """Mean at features (P, F), higher is better; (P,)."""
+        return self.model.predict(f)
 
     def marginal(self, at: Indices) -> Floats:
         """Predicted loss of each coordinate from top to bottom around a policy (d,); (d,)."""
         high, low = np.repeat(at[None], len(at), axis=0), np.repeat(at[None], len(at), axis=0)
         np.fill_diagonal(high, self.features.top)
         np.fill_diagonal(low, 0)
-        return self(np.minimum(high, self.features.top)) - self(low)
+        f = self.features(np.concatenate([np.minimum(high, self.features.top), low]))
+        mean = self(f)
+        return mean[: len(at)] - mean[len(at) :]
 
 
 class CostTables:
@@ -164,7 +168,7 @@ class CostTables:
         grid = [(1.0, noise) for noise in (0.1, 0.3)]
         self.models = {n: Regression(f, np.log(np.maximum(c, 1e-12)), group, grid) for n, c in costs.items()}
 
-    def logs(self, indices: Indices) -> dict[str, Floats]:
-        """Log of each cost at value indices (P, d), name to (P,)."""
-        f = self.features.sums(indices)
-        return {name: model.predict(f) for name, model in self.models.items()}
+    def logs(self, f: Floats) -> dict[str, Floats]:
+        """Log of each cost at features (P, F), name to (P,)."""
+        sums = f[:, self.features.summed]
+        return {name: model.predict(sums) for name, model in self.models.items()}
