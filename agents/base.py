@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .contract import Agent, Outcome, Problem, Suggestion
 from .errors import HistoryError
 from .pricing import Indices, Pricer
-from .repair import random_feasible, repair
+from .repair import hold_exactly, random_feasible
 
 #: A space with at most this many points is searched to its last policy.
 ENUMERABLE = 4096
@@ -61,6 +61,12 @@ class SequentialAgent(Agent):
 
         Called again with a higher ``attempt`` when the policy was suggested before or is infeasible.
         Must depend on nothing but the problem, the seed, the arguments and ``made``/``told``.
+        """
+
+    def learn(self, told: Told) -> None:
+        """Called with each outcome as it joins ``told``: for what is dear enough to be kept up to date.
+
+        What is kept must be a function of the problem, the seed and ``told`` in its order, nothing else.
         """
 
     @property
@@ -111,6 +117,7 @@ class SequentialAgent(Agent):
             latency = float(self.pricer.price(indices[None])[key][0])
         gain = self.problem.gain(outcome.accuracy)
         self._told.append(Told(number, indices, gain, latency, outcome.feasible))
+        self.learn(self._told[-1])
 
     @final
     def replay(self, history: Iterable[tuple[Suggestion, Outcome | None]]) -> None:
@@ -153,13 +160,7 @@ class SequentialAgent(Agent):
 
     def _held(self, indices: Indices) -> Indices | None:
         """A point that was feasible by estimates, repaired until it is so by exact costs."""
-        found: Indices | None = indices
-        for _ in range(ATTEMPTS):
-            if found is None or self._holds(found):
-                return found
-            budget = self.pricer.tightened(found, self.pricer.exact(found))
-            found = repair(self.pricer, found, budget=budget, refill=False)
-        return None
+        return hold_exactly(self.pricer, indices, ATTEMPTS)
 
     def _fallback(self, number: int) -> Suggestion | None:
         """Something new when an agent repeats itself: random feasible draws, then every point there is."""

@@ -32,7 +32,7 @@ from .evolve import Judge, Visited, evolve, mutated
 from .predictors import AccuracyPredictor, CostTables, Features
 from .pricing import Indices
 from .repair import anchors, expected_losses
-from .surrogate import warp
+from .surrogate import Warp
 
 Floats = NDArray[np.float64]
 
@@ -121,7 +121,7 @@ class EvolutionAgent(SequentialAgent):
         rng = np.random.default_rng((self.seed, 0xE701, boundary))
         told = self.told[:boundary]
         rows, gain = np.stack([t.indices for t in told]), np.array([t.gain for t in told])
-        y = warp(gain)
+        y = Warp(gain).warp(gain)
         predictor = AccuracyPredictor(self.features, rows, y)
         goal = _Goal(self.problem, gain, y)
         level = self._level(boundary)
@@ -218,9 +218,8 @@ class EvolutionAgent(SequentialAgent):
         if not len(rows):
             return rows
         count = min(count, len(rows))
-        weights = predictor.model.samples(rng, count)
         f = self.features(rows)
-        value = predictor.model.sampled(f, weights)
+        value = predictor.sampled(f, rng, count)
         if goal.floor is not None:
             speed = -tables.logs(f)[self.problem.budget.latency_key]
             value = np.where(value >= goal.floor, speed[:, None], value - goal.floor - 1e3)

@@ -44,6 +44,12 @@ def hypervolume(values: Floats, reference: Sequence[float], maximise: Sequence[b
     return float(moocore.hypervolume(np.ascontiguousarray(inside), ref=ref))
 
 
+def reference_gain(problem: Problem) -> float:
+    """Gain from which a front counts: a fifth of the uncompressed network's metric below it."""
+    base = problem.gain(problem.base_accuracy)
+    return base - 0.2 * abs(base)
+
+
 def usable(outcome: Outcome) -> bool:
     """Whether an outcome can stand on a front: evaluated to the end, feasible, a finite metric."""
     return (

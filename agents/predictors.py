@@ -1,10 +1,11 @@
 """Cheap predictors over value indices, for searches that predict tens of thousands of policies.
 
-A policy's features are the distances u of its coordinates from the top, their squares, a trend common to
-all (the losses measured or expected, summed) and, for what is not a sum, random cosines of u (Rahimi &
-Recht 2007, of a Matern 5/2 kernel). On them a Bayesian linear regression (Bishop 2006, section 3.3), whose
-prior deviations and noise are those of most evidence on a fixed grid: no optimiser, no state, and a
-prediction is a row of a matrix product.
+Features for costs are the distances u of the coordinates from the top and their squares. For the metric they
+are the amplitudes of `embedding`, square roots of the losses measured or expected: their sum, each of them,
+their squares (the losses), and for what is not a sum random cosines (Rahimi & Recht 2007, of a Matern 5/2
+kernel). On them a Bayesian linear regression (Bishop 2006, section 3.3), whose prior deviations and noise
+are those of most evidence on a fixed grid: no optimiser, no state, and a prediction is a row of a matrix
+product.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from .contract import Problem
+from .loss_table import loss_table
 from .pricing import Indices, Pricer
-from .repair import PRIOR_LOSS
 
 Floats = NDArray[np.float64]
 
@@ -84,51 +84,47 @@ class Regression:
 
 
 class Features:
-    """Features of value indices of one problem; a function of the problem and the seed."""
+    """Features of value indices of one problem; a function of the problem and the seed.
+
+    What is chosen inside a removed block counts for nothing, in cost and in loss.
+    """
 
     def __init__(self, pricer: Pricer, seed: int) -> None:
         self.top = np.maximum(pricer.top, 1)
         d = len(self.top)
+        losses = loss_table(pricer.problem)
+        # Amplitudes: square roots of losses, at most 1 (see `embedding`).
+        finite = np.where(np.isfinite(losses.loss), losses.loss, 0.0)
+        self.amplitudes = np.sqrt(finite / (float(finite.max(initial=0.0)) or 1.0))
+        self.blocks = np.flatnonzero(losses.hides.any(axis=1))
+        self.hides = losses.hides[self.blocks].astype(float)
         rng = np.random.default_rng((seed, 0xFEA7))
-        # Two random policies are about sqrt(d/6) apart; Matern 5/2 has Student-t frequencies.
-        length = LENGTH * np.sqrt(max(d, 1) / 6.0)
-        self.frequency = rng.standard_t(5, size=(d, COSINES)) / length
+        drawn = rng.integers(0, pricer.space.cardinalities, size=(256, d))
+        spread = np.sqrt(2 * np.square(self._points(drawn)).var(axis=0).sum()) or 1.0
+        self.frequency = rng.standard_t(5, size=(d, COSINES)) / (LENGTH * spread)
         self.phase = rng.uniform(0.0, 2 * np.pi, COSINES)
-        self.losses = loss_tables(pricer.problem)
+        #: Which features tell costs, and which the metric with the group each of these belongs to.
+        self.of_costs, self.of_metric = slice(0, 2 * d), slice(2 * d, None)
         self.group = np.repeat([0, 1, 2], [1, 2 * d, COSINES])
-        #: Where the u and their squares are.
-        self.summed = slice(1, 1 + 2 * d)
-
-    def sums(self, indices: Indices) -> Floats:
-        """u and its square, (P, 2 d)."""
-        u = 1.0 - indices / self.top
-        return np.concatenate([u, u * u], axis=1)
 
     def __call__(self, indices: Indices) -> Floats:
-        """Trend, sums and cosines, (P, 1 + 2 d + COSINES)."""
-        sums = self.sums(indices)
-        u = sums[:, : len(self.top)]
-        trend = self.losses[np.arange(len(self.top)), indices].sum(axis=1, keepdims=True)
-        cosines = np.cos(u @ self.frequency + self.phase) * np.sqrt(2.0 / COSINES)
-        return np.concatenate([trend, sums, cosines], axis=1)
+        """Distances from the top and their squares; summed, single, squared amplitudes; cosines; (P, F)."""
+        counted = self._counted(indices)
+        u = (1.0 - indices / self.top) * counted
+        amplitude = self._amplitudes(indices, counted)
+        cosines = np.cos(np.sqrt(amplitude) @ self.frequency + self.phase) * np.sqrt(2.0 / COSINES)
+        total = amplitude.sum(axis=1, keepdims=True)
+        return np.concatenate([u, u * u, total, amplitude, amplitude * amplitude, cosines], axis=1)
 
+    def _points(self, indices: Indices) -> Floats:
+        return np.sqrt(self._amplitudes(indices, self._counted(indices)))
 
-def loss_tables(problem: Problem) -> Floats:
-    """Loss of each value of each coordinate alone, as measured or else as expected; (d, values).
+    def _amplitudes(self, indices: Indices, counted: NDArray[np.bool_]) -> Floats:
+        found: Floats = self.amplitudes[np.arange(len(self.top)), indices] * counted
+        return found
 
-    The largest ones sum to 1. Where nothing was measured a loss grows with the square of the distance.
-    """
-    choices = problem.space.choices
-    given = problem.losses() if problem.losses is not None else {}
-    table = np.zeros((len(choices), max((len(c.values) for c in choices), default=1)))
-    prior = [PRIOR_LOSS.get(c.kind, 1.0) * np.linspace(1.0, 0.0, len(c.values)) ** 2 for c in choices]
-    pairs = [(p, np.asarray(given[c.name])) for c, p in zip(choices, prior, strict=True) if c.name in given]
-    ratios = [m[0] / p[0] for p, m in pairs if len(p) > 1 and np.isfinite(m[0]) and m[0] > 0]
-    unit = float(np.median(ratios)) if ratios else 1.0
-    for row, c, p in zip(table, choices, prior, strict=True):
-        found = np.asarray(given.get(c.name, np.full(len(p), np.nan)), dtype=float)
-        row[: len(p)] = np.where(np.isfinite(found), np.maximum(found, 0.0), unit * p)
-    return table / max(float(table.max(axis=1).sum()), 1e-12)
+    def _counted(self, indices: Indices) -> NDArray[np.bool_]:
+        return np.asarray((indices[:, self.blocks] == 0).astype(float) @ self.hides < 0.5)
 
 
 class AccuracyPredictor:
@@ -136,13 +132,16 @@ class AccuracyPredictor:
 
     def __init__(self, features: Features, indices: Indices, y: Floats) -> None:
         self.features = features
-        self.model = Regression(
-            features(indices), y, features.group, list(product(TRENDS, SUMS, REST, NOISES))
-        )
+        grid = list(product(TRENDS, SUMS, REST, NOISES))
+        self.model = Regression(features(indices)[:, features.of_metric], y, features.group, grid)
 
     def __call__(self, f: Floats) -> Floats:
         """Mean at features (P, F), higher is better; (P,)."""
-        return self.model.predict(f)
+        return self.model.predict(f[:, self.features.of_metric])
+
+    def sampled(self, f: Floats, rng: np.random.Generator, count: int) -> Floats:
+        """Predictions of ``count`` draws from the posterior at features (P, F); (P, count)."""
+        return self.model.sampled(f[:, self.features.of_metric], self.model.samples(rng, count))
 
     def marginal(self, at: Indices) -> Floats:
         """Predicted loss of each coordinate from top to bottom around a policy (d,); (d,)."""
@@ -157,18 +156,17 @@ class AccuracyPredictor:
 class CostTables:
     """Log of each cost as a sum over coordinates: the lookup table of OFA and ProxylessNAS, by least squares.
 
-    Right to a tenth near the policies it was fitted to; what is suggested is repaired with real prices.
+    Right to about a tenth near the policies it was fitted to; what is suggested is repaired with real prices.
     ``indices`` (N, d) with ``costs`` name to (N,), all positive.
     """
 
     def __init__(self, features: Features, indices: Indices, costs: dict[str, Floats]) -> None:
         self.features = features
-        f = features.sums(indices)
+        f = features(indices)[:, features.of_costs]
         group = np.zeros(f.shape[1], dtype=np.int64)
         grid = [(1.0, noise) for noise in (0.1, 0.3)]
         self.models = {n: Regression(f, np.log(np.maximum(c, 1e-12)), group, grid) for n, c in costs.items()}
 
     def logs(self, f: Floats) -> dict[str, Floats]:
         """Log of each cost at features (P, F), name to (P,)."""
-        sums = f[:, self.features.summed]
-        return {name: model.predict(sums) for name, model in self.models.items()}
+        return {name: model.predict(f[:, self.features.of_costs]) for name, model in self.models.items()}

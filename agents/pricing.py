@@ -68,16 +68,22 @@ class Pricer:
         """Exact costs of one policy (d,), by name."""
         return {k: float(v[0]) for k, v in self.problem.costs([self.policy(indices)]).items()}
 
-    def tightened(self, indices: Indices, exact: dict[str, float]) -> Budget:
-        """The budget by whose estimates this policy holds just when it holds by exact costs."""
+    def tightened(
+        self, indices: Indices, exact: dict[str, float], budget: Budget | None = None, *, most: float = 1.0
+    ) -> Budget:
+        """The budget by whose estimates this policy holds just when it holds ``budget`` by exact costs.
+
+        ``most``: largest factor of a limit; above 1 limits are widened where estimates are too high.
+        """
+        own = self.budget if budget is None else budget
         estimated = self.price(indices[None])
         limits = {}
         for field, cost in LIMITS.items():
-            limit = getattr(self.budget, field)
-            key = self.budget.latency_key if cost == "latency_ms" else cost
+            limit = getattr(own, field)
+            key = own.latency_key if cost == "latency_ms" else cost
             if limit is not None and exact[key] > 0:
-                limits[field] = float(limit * min(1.0, estimated[key][0] / exact[key]) * 0.995)
-        return replace(self.budget, **limits)
+                limits[field] = float(limit * min(most, estimated[key][0] / exact[key]) * 0.995)
+        return replace(own, **limits)
 
     def latency(self, indices: Indices) -> NDArray[np.float64]:
         """The latency that the budget judges, ms, shape (P,)."""

@@ -10,14 +10,14 @@ from .errors import AgentError, UnknownAgentError
 
 Factory = Callable[[Problem, int], Agent]
 
-DEFAULT = "local-search"
+DEFAULT = "joint"
 
 #: Name to (module, class, one line).
 _BUILT_IN: dict[str, tuple[str, str, str]] = {
-    "local-search": (
-        "agents.local_search",
-        "LocalSearchAgent",
-        "surrogate-assisted local search along the budget (default)",
+    "joint": (
+        "agents.joint",
+        "JointAgent",
+        "measured losses, a surrogate for where they do not add up, moves along the budget (default)",
     ),
     "tpe": ("agents.tpe", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.gp", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
@@ -27,6 +27,26 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "agents.evolution",
         "EvolutionAgent",
         "evolutionary search over a learned predictor (OFA, APQ)",
+    ),
+    "exact": (
+        "agents.exact",
+        "ExactAgent",
+        "least summed sensitivity within the budget, by exact allocation",
+    ),
+    "ddpg": (
+        "agents.ddpg",
+        "DdpgAgent",
+        "deep deterministic policy gradient, layer by layer, walls at the budget (AMC)",
+    ),
+    "ddpg-accuracy": (
+        "agents.ddpg",
+        "DdpgAccuracyAgent",
+        "ddpg with AMC's accuracy-guaranteed reward, -error log(latency)",
+    ),
+    "haq": (
+        "agents.ddpg",
+        "HaqAgent",
+        "ddpg as HAQ has it: weights, then activations of each layer, bits walked down to the budget",
     ),
     "random": (
         "agents.random_",

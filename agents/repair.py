@@ -74,7 +74,7 @@ def shrink(pricer: Pricer, start: Indices, budget: Budget, loss: Floats, free: M
         return found
     for anchor in anchors(pricer):
         if pricer.feasible(anchor[None], budget)[0]:
-            differ = [int(i) for i in np.flatnonzero(anchor != start)]
+            differ = [int(i) for i in np.flatnonzero((anchor != start) & free)]
             per = loss / np.maximum(saving, 1e-9)
             order = [differ[k] for k in np.argsort(per[differ], kind="stable")]
             return _first_feasible(pricer, budget, _blend(start, anchor, order))
@@ -135,6 +135,19 @@ def repair(
     if point is None or not refill:
         return point
     return grow(pricer, point, limit, weights, free)
+
+
+def hold_exactly(pricer: Pricer, start: Indices, attempts: int = 4) -> Indices | None:
+    """A point that was feasible by estimates, repaired until it is so by exact costs; None when it is not."""
+    found: Indices | None = start
+    for _ in range(attempts):
+        if found is None:
+            return None
+        exact = pricer.exact(found)
+        if not pricer.budget.why_not(exact):
+            return found
+        found = repair(pricer, found, budget=pricer.tightened(found, exact), refill=False)
+    return None
 
 
 def random_feasible(pricer: Pricer, rng: np.random.Generator, budget: Budget | None = None) -> Indices | None:

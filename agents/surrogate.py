@@ -17,20 +17,36 @@ from scipy.special import ndtr
 Floats = NDArray[np.float64]
 
 TREND, ADDITIVE, SCALE, NOISE = (0.3, 1.0), (0.3, 1.0, 3.0), (0.7, 1.5), (1e-4, 1e-2, 0.1, 0.4)
+#: Weights of the trend and the additive part, length scale and noise.
+Hyper = tuple[float, float, float, float]
 #: Observations used at most: the best half and the latest half of them.
 HISTORY = 240
 
 
-def warp(gain: Floats) -> Floats:
-    """Compress the bad end: -log(1 + loss / scale) with loss from the best and the median loss as scale.
+class Warp:
+    """Compresses the bad end: -log(1 + loss / scale) with loss from the best and the median loss as scale.
 
     Near the best this is linear; a collapsed network (10 % instead of 88 %) counts as bad, not as an
-    outlier that hides every difference among the good. Shape (N,), larger is better.
+    outlier that hides every difference among the good. Larger is better on both sides.
     """
-    loss = gain.max() - gain
-    scale = float(np.median(loss))
-    warped: Floats = -np.log1p(loss / (scale if scale > 0 else max(float(loss.max()), 1.0)))
-    return warped
+
+    def __init__(self, gain: Floats) -> None:
+        self.best = float(gain.max())
+        loss = self.best - gain
+        scale = float(np.median(loss))
+        self.scale = scale if scale > 0 else max(float(loss.max()), 1e-3)
+
+    def warp(self, gain: Floats) -> Floats:
+        """Warped metric; linear above the best."""
+        loss = (self.best - gain) / self.scale
+        found: Floats = np.where(loss > 0, -np.log1p(np.maximum(loss, 0.0)), -loss)
+        return found
+
+    def unwarp(self, warped: Floats) -> Floats:
+        """Inverse of `warp`."""
+        loss = np.where(warped < 0, np.expm1(np.clip(-warped, 0.0, 50.0)), -warped)
+        found: Floats = self.best - self.scale * loss
+        return found
 
 
 def recent_and_best(gain: Floats, most: int = HISTORY) -> NDArray[np.int64]:
@@ -44,27 +60,32 @@ def recent_and_best(gain: Floats, most: int = HISTORY) -> NDArray[np.int64]:
 
 
 class Surrogate:
-    """Posterior over the warped metric. ``x``: distance from the top of every coordinate, (N, d) in 0..1.
+    """Posterior over the warped metric at embedded policies ``x`` (N, d), see `embedding.Embedding`.
 
-    ``weights`` (d,): expected loss of each coordinate, which scales its share of the trend, a feature
-    ``sum(weights * x**2)`` common to all policies.
+    The trend, common to all policies, is logarithmic in the squared length: the summed loss. ``hyper`` takes
+    hyperparameters found before instead of looking for them.
     """
 
-    def __init__(self, x: Floats, y: Floats, weights: Floats) -> None:
-        self.weights = weights / max(float(weights.sum()), 1e-12)
+    def __init__(self, x: Floats, y: Floats, hyper: Hyper | None = None) -> None:
         self.mean = float(y.mean())
         self.scale = float(y.std()) or 1.0
         self.x, self.y = x, (y - self.mean) / self.scale
+        self.bend = float(np.median((x**2).sum(1))) or 1.0
         parts = self._parts(x, x)
         self.units = [max(float(np.mean(np.diag(k))), 1e-12) for k in parts[:2]]
         spread = float(np.median(self._distance(x, x)[np.triu_indices(len(x), 1)])) if len(x) > 1 else 1.0
         self.spread = spread or 1.0
-        grid = product(TREND, ADDITIVE, SCALE, NOISE)
-        self.hyper = max(grid, key=lambda h: self._likelihood(parts, h))
+        self.hyper: Hyper = hyper or max(
+            product(TREND, ADDITIVE, SCALE, NOISE), key=lambda h: self._likelihood(parts, h)
+        )
         self._condition()
 
+    def _trend(self, x: Floats) -> Floats:
+        found: Floats = np.log1p((x**2).sum(1) / self.bend)
+        return found
+
     def _parts(self, a: Floats, b: Floats) -> tuple[Floats, Floats, Floats]:
-        trend = np.outer(a**2 @ self.weights, b**2 @ self.weights)
+        trend = np.outer(self._trend(a), self._trend(b))
         additive = (a @ b.T + a**2 @ (b**2).T) / 2
         return trend, additive, self._distance(a, b)
 
@@ -74,7 +95,7 @@ class Surrogate:
         found: Floats = np.sqrt(np.maximum(squared, 0.0))
         return found
 
-    def _kernel(self, parts: tuple[Floats, Floats, Floats], hyper: tuple[float, ...]) -> Floats:
+    def _kernel(self, parts: tuple[Floats, Floats, Floats], hyper: Hyper) -> Floats:
         trend, additive, length, _ = hyper
         r = np.sqrt(5.0) * parts[2] / (length * self.spread)
         residual = (1 + r + r**2 / 3) * np.exp(-r)  # Matern 5/2
@@ -82,7 +103,7 @@ class Surrogate:
         linear += 1.0 + residual
         return linear
 
-    def _likelihood(self, parts: tuple[Floats, Floats, Floats], hyper: tuple[float, ...]) -> float:
+    def _likelihood(self, parts: tuple[Floats, Floats, Floats], hyper: Hyper) -> float:
         """Log marginal likelihood with the signal variance profiled out (Rasmussen & Williams, eq. 5.8)."""
         n = len(self.y)
         low = cholesky(self._kernel(parts, hyper) + (hyper[3] + 1e-8) * np.eye(n), lower=True)
@@ -109,10 +130,29 @@ class Surrogate:
         cross = self._kernel(self._parts(x, self.x), self.hyper)
         solved = solve_triangular(self._low, cross.T, lower=True)
         trend, additive, _, _ = self.hyper
-        own = 2.0 + trend * (x**2 @ self.weights) ** 2 / self.units[0]
+        own = 2.0 + trend * self._trend(x) ** 2 / self.units[0]
         own = own + additive * ((x**2).sum(1) + (x**4).sum(1)) / 2 / self.units[1]
         variance = self._variance * np.maximum(own - (solved**2).sum(0), 1e-10)
         return self.mean + self.scale * (cross @ self._alpha), self.scale * np.sqrt(variance)
+
+
+def expected_area(
+    mean: Floats, std: Floats, latency: Floats, steps: tuple[Floats, Floats], top: float, back: Warp
+) -> Floats:
+    """Expected growth of the hypervolume over latencies up to ``top``, shape (P,), metric times ms.
+
+    ``steps``: latencies (K,), rising, and the metric reached from each on (K,): the front as a staircase that
+    starts at the reference. The latency of a candidate is known, so the integral over latencies is a sum
+    (Emmerich et al. 2011 for one certain objective); over the metric Gauss-Hermite quadrature, unwarped.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(7)
+    values = back.unwarp(mean[:, None] + std[:, None] * nodes)
+    begins, reached = steps
+    ends = np.append(begins[1:], top)
+    width = np.clip(np.minimum(ends, top) - np.maximum(begins, latency[:, None]), 0.0, None)
+    better = np.clip(values[:, :, None] - reached, 0.0, None)
+    found: Floats = np.einsum("q,pqk,pk->p", weights / weights.sum(), better, width)
+    return found
 
 
 def expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:

@@ -8,7 +8,7 @@ quantising one tensor between float ones slower: the traits that break agents wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,7 +28,7 @@ from compressors.graph import (
 from compressors.policy import FLOAT, ResolvedPolicy
 from compressors.space import Abilities, PolicySpace
 
-from .contract import Budget, Costs, Objective, Outcome, Problem
+from .contract import Budget, Costs, Losses, Objective, Outcome, Problem
 
 POSITIONS = 64
 
@@ -205,14 +205,45 @@ def toy_problem(
     objective: Objective = "accuracy",
     evaluations: int = 60,
     higher_is_better: bool = True,
+    measured: ToyAccuracy | None = None,
 ) -> Problem:
-    """A problem whose latency budget is ``share`` of the uncompressed network's, unless one is given."""
+    """A problem whose latency budget is ``share`` of the uncompressed network's, unless one is given.
+
+    ``measured``: the metric that the problem's losses are measured with; without it there are none.
+    """
     own = space if space is not None else toy_space()
     costs = ToyCosts(own.structure, conversion=conversion)
     base = costs([own.resolve(own.dense)])["latency_ms"][0]
     limit = budget if budget is not None else Budget(max_latency_ms=float(share * base))
     accuracy = 0.95 if higher_is_better else -0.95
-    return Problem(own, limit, costs, accuracy, higher_is_better, objective, None, evaluations)
+    losses = None if measured is None else lambda: toy_losses(own, measured)
+    return Problem(own, limit, costs, accuracy, higher_is_better, objective, losses, evaluations)
+
+
+def toy_losses(space: PolicySpace, accuracy: ToyAccuracy) -> Losses:
+    """What each change alone loses, nats: log of the metric over chance, uncompressed less changed.
+
+    Bits are changed in the resolved policy, one layer or tensor at a time, as a simulation can; NaN where a
+    value resolves to no change at all.
+    """
+    dense = space.resolve(space.dense)
+    found: dict[str, NDArray[np.float64]] = {}
+    for i, choice in enumerate(space.choices):
+        row = np.zeros(len(choice.values))
+        for k, value in enumerate(choice.values[:-1]):
+            at = space.cardinalities - 1
+            at[i] = k
+            policy = space.resolve(space.at(at))
+            if choice.kind == "weight_bits":
+                policy = replace(dense, weight_bits={**dense.weight_bits, choice.subject: int(str(value))})
+            elif choice.kind == "act_bits":
+                policy = replace(dense, act_bits={**dense.act_bits, choice.subject: int(str(value))})
+            if policy == dense:
+                row[k] = np.nan
+            else:
+                row[k] = max(0.0, float(np.log((accuracy(dense) - 0.1) / (accuracy(policy) - 0.1))))
+        found[choice.name] = row
+    return found
 
 
 def toy_outcome(problem: Problem, policy: ResolvedPolicy, accuracy: float | None) -> Outcome:

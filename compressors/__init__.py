@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from .simulate import answers
     from .space import Abilities, PolicySpace
     from .structure import structure_of
+    from .version import COMPRESSOR_VERSION
 
 _HOME = {
     "Abilities": "space",
     "Compressed": "compressed",
     "CompressorError": "errors",
+    "COMPRESSOR_VERSION": "version",
     "FLOAT": "policy",
     "Factor": "policy",
     "Factorisation": "factors",
@@ -51,6 +53,7 @@ _HOME = {
 }
 
 __all__ = [
+    "COMPRESSOR_VERSION",
     "FLOAT",
     "Abilities",
     "Compressed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .factors.base import FACTORISATIONS, factor_costs
 from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
@@ -77,10 +77,7 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
             factor = _resolve_rank(structure, layer, full, wanted)
             if factor is not None:
                 factors[layer.name] = factor
-    act_bits = _resolve_act_bits(structure, abilities, policy, dead)
-    weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
-    if abilities.float_kernels:
-        act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.numerics.at_reads)
+    weight_bits, act_bits = _resolve_bits(structure, abilities, policy, removed)
     return ResolvedPolicy(
         structure.graph.digest,
         kept,
@@ -92,6 +89,27 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
         policy.ranges,
         policy.scales,
     )
+
+
+def _resolve_bits(
+    structure: Structure, abilities: Abilities, policy: Policy, removed: tuple[str, ...]
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Bits of weights and of activations; remembered, since most policies differ in their channels alone."""
+    known: dict[Any, tuple[Mapping[str, int], Mapping[str, int]]]
+    known = structure.__dict__.setdefault("_resolved_bits", {})
+    asked = frozenset(policy.act_bits.items()), frozenset(policy.weight_bits.items())
+    key = (abilities, removed, *asked)
+    if key not in known:
+        dead = {x for b in removed for x in structure.block[b].layers}
+        alive = [x for x in structure.layers if x.name not in dead]
+        act_bits = _resolve_act_bits(structure, abilities, policy, dead)
+        weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
+        if abilities.float_kernels:
+            act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.numerics.at_reads)
+        if len(known) > 16_384:
+            known.clear()
+        known[key] = weight_bits, act_bits
+    return known[key]
 
 
 def _resolve_keep(

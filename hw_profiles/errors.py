@@ -44,6 +44,12 @@ class UnsupportedSettingError(HwProfilesError):
     exit_code = 2
 
 
+class ResourceError(HwProfilesError):
+    """A budget of the chip's resources that no build of the device fits into."""
+
+    exit_code = 4
+
+
 class MeasurementError(HwProfilesError):
     """A network that the runtime could not load or run."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from hw_profiles.costs.bitserial import TABLE_BATCH
 from hw_profiles.kernel import Array, KernelBatch, KernelKind, make_batch
 from hw_profiles.published import read_csv
+from hw_profiles.target import DATA_FOLDER
 
 TABLE = "haq_bismo.csv.gz"
+POLICY = "haq_policy.json"
 
 
 @lru_cache(maxsize=1)
@@ -42,3 +45,18 @@ def mobilenet_v2(weight_bits: Array, act_bits: Array) -> KernelBatch:
             "weight_bits": weight_bits, "act_bits": act_bits,
         },
     )  # fmt: skip
+
+
+def published_policy() -> tuple[float, Array, Array]:
+    """HAQ's policy of MobileNetV2: the share of the cost at 8/8 it was searched under, weight bits and
+    activation bits (53,) each. First and last layer are pinned at 8/8.
+    """
+    document = json.loads((DATA_FOLDER / POLICY).read_text(encoding="utf-8"))
+    return float(document["cost_share"]), np.array(document["weight_bits"]), np.array(document["act_bits"])
+
+
+def cost_share(weight_bits: Array, act_bits: Array) -> float:
+    """Cycles of bits per layer, (53,) each, over those of 8/8 everywhere."""
+    _, cycles = haq_table()
+    rows = np.arange(len(cycles))
+    return float(cycles[rows, weight_bits - 1, act_bits - 1].sum() / cycles[:, -1, -1].sum())

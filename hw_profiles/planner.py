@@ -24,6 +24,7 @@ from hw_profiles.errors import MeasurementError
 from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, KernelBatch
 from hw_profiles.learned import Learned, Observation, learn
 from hw_profiles.probe_chains import Chain, random_probe
+from hw_profiles.probes import probe
 from hw_profiles.refit import cache_bytes
 from hw_profiles.residual import features
 from hw_profiles.target import Target
@@ -66,6 +67,10 @@ class Planner:
                 model = learn(known, self.target, self.threads, self.seed, calibrated=False)
                 fitted = len(known)
             yield from self.next_batch(model)
+
+    def anchor(self) -> Work:
+        """A network of middling size to be measured along with every batch: see `hw_profiles.pace`."""
+        return Work("anchor", probe("resnet20", self.seed), self.threads, RUNS, ROUNDS)
 
     def next_batch(self, model: Learned | None) -> list[Work]:
         """The next works by what a model knows; None is the general plan's beginning."""

@@ -157,12 +157,13 @@ class NetworkRow(_Addressed):
 Row = NetworkRow | FailureRow
 
 
-def row_of(sample: Sample, model: str, measured_at: str) -> Row:
-    """The line of a sample; `model` is the ONNX file's SHA-256. Raises DeviceError for a broken record."""
+def row_of(sample: Sample, model: str, measured_at: str, unstable: str = "") -> Row:
+    """The line of a sample; `model` is the ONNX file's SHA-256, `unstable` why it is so though its own halves
+    agree. Raises DeviceError for a broken record."""
     if sample.error:
         failure = FailureRow(model=model, key=sample.key, measured_at=measured_at, error=sample.error[:1000])
         return failure.addressed()
-    stable, why = sample.verdict()
+    stable, why = (False, unstable) if unstable else sample.verdict()
     row = NetworkRow(
         model=model,
         key=sample.key,

@@ -13,6 +13,7 @@ from typing import Literal
 
 from hw_profiles.devices.contract import Condition, Device, DeviceFacts, Sample, Work
 from hw_profiles.errors import DeviceError, StoreError
+from hw_profiles.pace import ANCHOR, Pace
 from hw_profiles.profile_rows import row_of
 from hw_profiles.profiles import ProfileStore
 
@@ -20,6 +21,8 @@ from hw_profiles.profiles import ProfileStore
 PAUSES = (1.0, 5.0, 15.0)
 #: Seconds that a device which throttled is left alone before its networks are repeated.
 COOL_SECONDS = 20.0
+#: Works that are kept at hand, to be measured again should the device turn out to have been slow.
+LATEST = 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def profile(
     batch: int = 8,
     repeats: int = 2,
     accept_unstable: bool = False,
+    anchor: Work | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     pauses: tuple[float, ...] = PAUSES,
@@ -69,14 +73,17 @@ def profile(
     A work is held if its file was measured, or failed, with the same threads by the same runtime version and
     clock. `works` may be lazy: the next batch is drawn when the one before is stored, so a planner can look
     at the store in between. An unstable sample is repeated up to `repeats` times, then kept with its verdict
-    if `accept_unstable`, else refused. A lost device is tried again after each of `pauses`.
+    if `accept_unstable`, else refused. An `anchor` is measured along with every batch and stored nowhere:
+    what is measured while it is slower than it was is unstable; what was measured before it was faster than
+    ever is measured again, with the batches that follow. A lost device is tried again after each of `pauses`.
 
     Raises DeviceError (exit 5) for a device that stays lost, or on which nothing is steady, and StoreError
     (exit 5) when the disk is full; what was measured until then is stored, and the same call goes on there.
     """
     return _Profiling(
-        device, store, budget_seconds, batch, repeats, accept_unstable, progress, stop, pauses, cool_seconds
-    ).run(works)
+        device, store, budget_seconds, batch, repeats, accept_unstable, progress, stop, pauses, cool_seconds,
+        Pace(anchor),
+    ).run(works)  # fmt: skip
 
 
 def advice(facts: DeviceFacts, state: Condition) -> list[str]:
@@ -110,12 +117,17 @@ class _Profiling:
     stop: threading.Event | None
     pauses: tuple[float, ...]
     cool_seconds: float
+    pace: Pace
 
     def run(self, works: Iterable[Work]) -> ProfilingReport:
         self.start = time.monotonic()
         facts = self.device.facts()
         self.report = ProfilingReport(facts, advice=advice(facts, self.device.condition()))
         self.known: dict[int, set[str]] = {}
+        self.kept: set[str] = set()
+        self.latest: dict[str, Work] = {}
+        self.again: dict[str, Work] = {}
+        self.tries: dict[str, tuple[Work, list[tuple[Sample, str]]]] = {}
         longest = 0.0
         for together in self._batches(iter(works)):
             begun = time.monotonic()
@@ -127,6 +139,9 @@ class _Profiling:
                 break
         if self._stopped():
             self.report.ended = "stopped"
+        if self.accept_unstable:
+            for key in list(self.tries):
+                self._give_up(key)
         self.report.seconds = time.monotonic() - self.start
         if self.report.refused and not self.report.measured:
             refused = self.report.refused
@@ -151,10 +166,18 @@ class _Profiling:
             known.add(model)
             together[f"{model}/{work.threads}"] = work
             if len(together) == self.batch:
-                yield together
+                yield self._with_repeats(together)
                 together = {}
-        if together:
-            yield together
+        while together or self.again:
+            yield self._with_repeats(together)
+            together = {}
+
+    def _with_repeats(self, together: dict[str, Work]) -> dict[str, Work]:
+        """The next works and, of those measured at a slow pace, as many again as make a batch."""
+        repeats = list(self.again.items())[: self.batch]
+        for key, _ in repeats:
+            del self.again[key]
+        return {**together, **dict(repeats)}
 
     def _known(self, threads: int) -> set[str]:
         if threads not in self.known:
@@ -165,15 +188,19 @@ class _Profiling:
 
     def _batch(self, works: dict[str, Work]) -> bool:
         """Measure until every work is stored or refused; False where the budget ends repeating."""
-        waiting, unsteady, lost = dict(works), dict[str, list[Sample]](), 0
+        waiting, unsteady, lost = dict(works), dict[str, Work](), 0
         while waiting and not self._stopped():
             if unsteady and self._over(0.0):
                 return False
             asked = [replace(work, key=key, kernels=True) for key, work in waiting.items()]
             throttled = False
+            self.pace.begin()
             try:
-                for sample in self.device.measure(asked):
+                for sample in self.device.measure([*self.pace.works(), *asked]):
                     throttled |= bool(sample.after.throttled)
+                    if sample.key == ANCHOR:
+                        self.pace.tell(sample)
+                        continue
                     if self._settled(sample, works[sample.key], unsteady):
                         del waiting[sample.key]
                         lost = 0
@@ -188,33 +215,63 @@ class _Profiling:
                 lost += 1
             if waiting and throttled:
                 self._wait(self.cool_seconds)
+        self.again |= {key: self.latest[key] for key in self.pace.outdated() if key in self.latest}
         return True
 
-    def _settled(self, sample: Sample, work: Work, unsteady: dict[str, list[Sample]]) -> bool:
-        """Store a sample, or remember it as unsteady; whether its work is done with."""
+    def _settled(self, sample: Sample, work: Work, unsteady: dict[str, Work]) -> bool:
+        """Store a sample, or remember it as unsteady; whether this batch is done with its work.
+
+        What is unsteady by itself is repeated at once; what came while the device was slow, with the batches
+        that follow.
+        """
         stable, why = sample.verdict()
-        if not stable and not sample.error:
-            tries = unsteady.setdefault(sample.key, [])
-            tries.append(sample)
-            if len(tries) <= self.repeats:
-                return False
-            sample = min(tries, key=lambda s: s.best)
-            why = sample.verdict()[1]
-            if not self.accept_unstable:
-                self.report.refused[work.key] = why
-                self._tell(work.key)
-                return True
+        slow = self.pace.slow() if stable else ""
+        if sample.error or (stable and not slow):
+            self._keep(sample, work)
+            return True
+        _, tries = self.tries.setdefault(sample.key, (work, []))
+        tries.append((sample, slow or why))
+        if len(tries) <= self.repeats:
+            (self.again.update if slow else unsteady.update)({sample.key: work})
+            return bool(slow)
+        self._give_up(sample.key)
+        return True
+
+    def _give_up(self, key: str) -> None:
+        """Keep the least of the unsteady samples with its verdict, or refuse the work."""
+        work, tries = self.tries.pop(key)
+        sample, why = min(tries, key=lambda tried: tried[0].best)
+        if key in self.kept:
+            return  # it was measured steadily before, if at a slower pace
+        if self.accept_unstable:
             self.report.unstable_kept += 1
+            self._keep(sample, work, why)
+        else:
+            self.report.refused[work.key] = why
+            self._tell(work.key)
+
+    def _keep(self, sample: Sample, work: Work, unstable: str = "") -> None:
+        """Store a sample."""
+        self.tries.pop(sample.key, None)
         model = sample.key.partition("/")[0]
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        row = row_of(replace(sample, key=work.key), model, now)
+        row = row_of(replace(sample, key=work.key), model, now, unstable)
         self.store.append(self.report.facts, work.threads, [row], self.device.unit)
         if sample.error:
             self.report.failed[work.key] = sample.error
         else:
-            self.report.measured += 1
+            self.report.measured += sample.key not in self.kept
+            self.kept.add(sample.key)
+            if not unstable:
+                self._remember(sample.key, work)
         self._tell(work.key)
-        return True
+
+    def _remember(self, key: str, work: Work) -> None:
+        """A work of late, should it turn out that the device was slow."""
+        self.pace.took(key)
+        self.latest[key] = work
+        if len(self.latest) > LATEST:
+            del self.latest[next(iter(self.latest))]
 
     def _gone(self, error: DeviceError) -> DeviceError:
         kept = f"{self.report.measured} networks measured now and {self.report.held} before are kept"

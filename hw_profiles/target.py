@@ -132,6 +132,34 @@ class Energy(_Frozen):
     note: str
 
 
+class Resource(_Frozen):
+    """Blocks of one kind that a build takes of the chip, depending on its other options."""
+
+    least: int = Field(ge=0)
+    most: int = Field(ge=0)
+
+
+class Build(_Frozen):
+    """One size of an FPGA's core. It does `pixels` x `channels` x `channels` MACs a cycle: pixels of a row,
+    input and output channels. `bram36` counts block RAMs of 36 kbit, without UltraRAM."""
+
+    name: str
+    pixels: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    dsp: Resource
+    bram36: Resource
+
+
+class Builds(_Frozen):
+    """Sizes that the core comes in. The target's constants are of `measured`; `scaling` is the factor, either
+    way at 90 %, by which another may be off. `source` says where sizes and resources were published."""
+
+    measured: str
+    scaling: Constant
+    source: str = Field(min_length=3)
+    known: tuple[Build, ...]
+
+
 class Target(_Frozen):
     """A device, its runtime, what it can exploit, and what it costs. See `hw_profiles/targets/*.yaml`."""
 
@@ -151,6 +179,7 @@ class Target(_Frozen):
     cost: Cost
     validation: Validation
     energy: Energy | None = None
+    builds: Builds | None = None
     backing: str = Field(description="what a prediction rests on, one line for the user")
 
     @property
@@ -160,11 +189,17 @@ class Target(_Frozen):
 
 
 def load_target(name: str | Path) -> Target:
-    """The target of a name, an alias, or the path of a user's own YAML file."""
+    """The target of a name, an alias, or the path of a user's own YAML file; ``name@build`` of a device that
+    comes in several."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _read(path)
     names = _index()
+    device, at, build = str(name).rpartition("@")
+    if at and device in names:
+        from hw_profiles.builds import with_build
+
+        return with_build(load_target(device), build)
     if str(name) not in names:
         raise UnknownTargetError(str(name), names)
     if names[str(name)] == "local":

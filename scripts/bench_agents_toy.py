@@ -1,6 +1,6 @@
 """Agents on toy problems whose optimum is known or searched for at length: regret, ratios, time, predictions.
 
-    python scripts/bench_agents_toy.py [--evaluations 100] [--seeds 4] [--agents local-search,tpe,random]
+    python scripts/bench_agents_toy.py [--evaluations 100] [--seeds 4] [--agents joint,tpe,random]
 
 Regret: best metric there is minus best found, in points. "separable": the optimum is exact (dynamic programme
 over the groups for every width of the trunk). The others interact, with non-monotone costs: the best of a
@@ -137,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--agents", default="uniform,random,tpe,nsga2,local-search")
+    parser.add_argument("--agents", default="uniform,random,tpe,nsga2,joint")
     options = parser.parse_args()
     names = options.agents.split(",")
     marks = [m for m in MARKS if m <= options.evaluations] or [options.evaluations]

@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--recover", default="30s")
-    parser.add_argument("--agent", default="local-search")
+    parser.add_argument("--agent", default="joint")
     args = parser.parse_args()
     good = True
     for spec in args.tasks.split(","):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
-from compressors.space import Abilities
+from compressors.space import Abilities, PolicySpace
 from hw_profiles.target import Target
 
 from .errors import UsageError
@@ -64,6 +65,13 @@ def abilities_of(
         skip=tuple(skip),
         numerics=numerics_of(target),
     )
+
+
+def base_policy_of(space: PolicySpace, target: Target) -> ResolvedPolicy:
+    """The uncompressed network at the target's base precision."""
+    if target.base_precision == "w8a8":
+        return space.resolve(space.uniform(1.0, act_bits=8, weight_bits=8))
+    return space.resolve(space.dense)
 
 
 def _operations(kinds: Iterable[str]) -> Iterable[str]:

@@ -41,7 +41,7 @@ def run_profile(
         return
     seconds = parse_seconds(time, "--time")
     config = None if task is None else make_config({"target": target, "task": task, "measure": "never"})
-    with stop_on_interrupt(note) as stop, _bar(seconds, quiet or session.json) as told:
+    with stop_on_interrupt(note, "measurement") as stop, _bar(seconds, quiet or session.json) as told:
         done = profile_target(
             target, host, token, minutes=seconds / 60, threads=threads, config=config,
             accept_unstable=accept_unstable, progress=told, stop=stop,
@@ -59,12 +59,21 @@ def render_profiled(found: Profiled) -> str:
         f"measured {found['measured']} networks in {found['seconds']:.0f} s, {found['held']} held before, "
         f"{len(found['failed'])} failed, {len(found['refused'])} refused as unsteady",
         f"profile  {found['networks']} networks in {found['file']}",
-        f"cost     {found['backing']}",
+        f"cost     {found['backing']}"
+        if found["unit"] == "ms"
+        else f"counted  {found['unit']}, not time: predictions of {found['target']} do not rest on them",
     ]
     lines += [f"advice   {text}" for text in found["advice"]]
+    if found["emulated"] and found["unit"] == "ms":
+        lines.append(
+            f"emulated by {found['emulated']}: for searches with this --host, not for "
+            f"{found['target']} itself"
+        )
     if found["ended"] == "stopped":
         lines.append("stopped  what was measured is kept; the same command goes on")
-    lines.append(f"next     search --target {found['target']}")
+    if found["unit"] == "ms":
+        host = " --host ..." if found["emulated"] else ""
+        lines.append(f"next     search --target {found['target']}{host}")
     return "\n".join(lines) + "\n"
 
 

@@ -75,6 +75,8 @@ def search_command(
     max_memory: Annotated[str | None, _option(BUDGET, "Peak of the activations: 1MB.", "SIZE")] = None,
     max_energy: Annotated[str | None, _option(BUDGET, "Of one inference: 5mJ, or 0.5x.", "ENERGY")] = None,
     max_macs: Annotated[str | None, _option(BUDGET, "40MMACs, or 0.5x.", "MACS")] = None,
+    max_dsp: Annotated[str | None, _option(BUDGET, "DSP slices of an FPGA's core.", "N")] = None,
+    max_bram: Annotated[str | None, _option(BUDGET, "Its block RAMs of 36 kbit.", "N")] = None,
     max_drop: Annotated[
         str | None, _option(BUDGET, "Points; then the latency is minimised.", "POINTS")
     ] = None,
@@ -94,6 +96,7 @@ def search_command(
     recover: Annotated[str | None, _option(SEARCH, "Short fine-tuning, 45s; 0 for none.", "TIME")] = None,
     seed: Annotated[str | None, _option(SEARCH, "The same seed, the same search.", "N")] = None,
     workers: Annotated[str | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
+    pool: Annotated[str | None, _option(SEARCH, "File of shared accuracies, or off.", "PATH")] = None,
     threads: Threads = None,
     batch: Batch = None,
     host: Host = None,

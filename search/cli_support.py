@@ -145,14 +145,17 @@ def _parser_words(error: Any) -> str:
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(notice: Callable[[str], None]) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt where the program stands."""
+def stop_on_interrupt(notice: Callable[[str], None], what: str = "evaluation") -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt where the program stands.
+
+    `what` is in flight and ends first, as the notice says.
+    """
     stop = threading.Event()
 
     def first(number: int, frame: object) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        notice("stopping after the evaluation in flight; Ctrl-C again aborts it")
+        notice(f"stopping after the {what} in flight; Ctrl-C again aborts it")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

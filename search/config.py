@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "timeout",
     "recover",
     "workers",
+    "pool",
     "measure",
     "profile",
     "host",
@@ -67,6 +68,8 @@ class RunConfig(BaseModel):
     max_memory: str | None = Field(None, description="peak of the activations: 1MB, or 0.5x")
     max_energy: str | None = Field(None, description="of one inference: 5mJ, or 0.5x")
     max_macs: str | None = Field(None, description="40MMACs, or 0.5x")
+    max_dsp: int | None = Field(None, ge=1, description="DSP slices that an FPGA's core may take")
+    max_bram: int | None = Field(None, ge=1, description="block RAMs of 36 kbit that it may take")
     max_drop: float | None = Field(None, description="points; turns the search into: least latency")
     risk: float | None = Field(None, gt=0, lt=1, description="0.9 judges the upper bound of the latency")
 
@@ -79,13 +82,16 @@ class RunConfig(BaseModel):
     skip: tuple[str, ...] = Field((), description="patterns of layers left alone, such as 'head.*'")
     strict: bool = Field(False, description="a layer that cannot be compressed is an error")
 
-    agent: str = Field("local-search", description="who proposes the policies")
+    agent: str = Field("joint", description="who proposes the policies")
     evaluations: int = Field(100, ge=1, description="how many policies to evaluate")
     timeout: str | None = Field(None, description="search no longer than this: 45s, 10m")
     recover: str = Field("45s", description="short fine-tuning of what was found; 0 leaves it out")
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed, the same search")
     workers: int = Field(1, ge=1, le=256, description="processes that evaluate")
     warm_start: str | None = Field(None, description="a run whose outcomes are learned first")
+    pool: str | None = Field(
+        None, description="the file that keeps and shares accuracies, or off; the user's own by default"
+    )
 
     threads: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
     batch: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
@@ -131,6 +137,17 @@ class RunConfig(BaseModel):
             return None
         kind = COST_KINDS[LIMITS[info.field_name]]
         return parse_limit(value, kind, _flag(info.field_name)).written
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _place(cls, value: Any) -> Any:
+        if value is False:  # what YAML makes of a bare off
+            return "off"
+        if value is True or value == "":
+            raise UsageError(
+                f"--pool {value!s} is neither a file nor off.", "Leave it out for the usual one."
+            )
+        return value
 
     @field_validator("max_drop", mode="before")
     @classmethod

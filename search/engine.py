@@ -19,6 +19,7 @@ from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
 from . import summary, warm
+from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
@@ -26,6 +27,7 @@ from .deliver import Delivered, deliver
 from .errors import InfeasibleError, ResumeError, StoppedError, VerificationError
 from .evaluate import make_evaluator
 from .journal import Journal
+from .pool import OFF, PooledEvaluator, open_pool
 from .result import RunResult
 from .results import Event, Results, RunFacts
 from .rounds import search_policies, time_first, timed_shortlist
@@ -94,6 +96,8 @@ def run(
         with study.evaluator:
             search_policies(this, study, config.evaluations)
             chosen = [] if this.stopped or config.dry_run else timed_shortlist(this, study)
+            if this.pool is not None and this.pool.found:
+                show.note(f"pool     {this.pool.summary}")
         if not this.stopped and not config.dry_run:
             candidates = _candidates(this, chosen)
         if candidates and not this.stopped:
@@ -107,7 +111,7 @@ def check(config: RunConfig) -> None:
     """Refuse what can be refused before any network is traced, for all targets at once."""
     check_name(config.agent)
     for one in config.for_each_target():
-        load_target(one.target[0])
+        check_resources(one, load_target(one.target[0]))
         if one.resume is None:
             check_writable(RUNS) if one.out is None else check_free(Path(one.out))
     if config.warm_start is not None and config.resume is None:
@@ -160,7 +164,8 @@ def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
 
 def _backing(setup: Setup) -> str:
     batch = setup.lowering.kernels([setup.base_policy])[0][1]
-    return setup.lowering.predictor.predict(batch).backing
+    backing = setup.lowering.predictor.predict(batch).backing
+    return "; ".join(filter(None, (backing, setup.emulated)))
 
 
 # -- the study
@@ -177,7 +182,13 @@ def _study(
     if workers > 1 and setup.task.spec is None:
         this.progress.note("workers  one: this task lives in this process only")
     agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
-    study = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, workers), this.journal)
+    pool = this.pool = open_pool(
+        OFF if setup.config.dry_run else setup.config.pool,  # a dry run is there to see what evaluations take
+        setup.scorer,
+        lambda text: this.progress.note(f"pool     {text}"),
+    )
+    evaluator = PooledEvaluator(make_evaluator(setup.task, setup.scorer, workers), pool)
+    study = Study(setup.problem, agent, evaluator, this.journal)
     space = setup.space
     bits = max(space.abilities.act_bits, default=None)
     found: dict[str, tuple[ResolvedPolicy, Outcome]] = {}
@@ -187,7 +198,7 @@ def _study(
         if this.stopped:
             break
         policy = space.resolve(proposal)
-        score = setup.scorer.score(policy)
+        score = pool.score(policy)
         outcome = outcome_of(setup.problem, Finished(Job(-1 - i, policy), score))
         found[name] = (policy, outcome)
         if outcome.feasible:

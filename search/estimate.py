@@ -37,6 +37,8 @@ Key = tuple[Any, ...]
 
 #: Policies whose templates are learned from, and how many more judge the estimates.
 LEARNED, JUDGED = 72, 16
+#: Combinations of precisions and methods whose kernels are remembered.
+MOST_RUNS = 16_384
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Estimator:
     _has_energy: bool = field(default=True, repr=False)
     _priced_by: Predictor | None = field(default=None, repr=False)
     _nearest: dict[tuple[str, Key], _Seen | None] = field(default_factory=dict, repr=False)
+    _runs: dict[Key, list[_Seen]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def learned(cls, space: PolicySpace, lowering: Lowering) -> Estimator:
@@ -235,16 +238,13 @@ class Estimator:
         parts: list[list[tuple[_Seen, tuple[float, ...]]]] = []
         missing: dict[int, tuple[_Seen, dict[tuple[float, ...], int]]] = {}
         for i, policy in enumerate(policies):
-            states = self._states(policy)
             row = values[i].tolist()
-            here = [self._known(n, self._key(self._sites[n], states, policy)) for n in self._seen]
             one = []
-            for seen in (*self._constant, *here):
-                if seen is not None and seen.kinds:
-                    at = tuple([row[j] for j in seen.used])
-                    if at not in seen.memo:
-                        missing.setdefault(id(seen), (seen, {}))[1].setdefault(at, i)
-                    one.append((seen, at))
+            for seen in self._here(policy):
+                at = tuple([row[j] for j in seen.used])
+                if at not in seen.memo:
+                    missing.setdefault(id(seen), (seen, {}))[1].setdefault(at, i)
+                one.append((seen, at))
             parts.append(one)
         if missing:
             self._price_missing(missing, values)
@@ -252,6 +252,26 @@ class Estimator:
         for i, one in enumerate(parts):
             out[i] = [sum(column) for column in zip(*(s.memo[at] for s, at in one), strict=True)] or 0.0
         return out
+
+    def _here(self, policy: ResolvedPolicy) -> list[_Seen]:
+        """What runs at every site, remembered by what decides it: most policies differ in channels alone."""
+        blocked = self.lowering.target.runtime.templates in BLOCKED
+        alive = [x for x in self.space.structure.layers if x.name in policy.weight_bits] if blocked else ()
+        key = (
+            tuple(policy.weight_bits.items()),
+            tuple(policy.act_bits.items()),
+            tuple([(n, f.method) for n, f in policy.factors.items()]),
+            tuple([self._alignment(x, policy) for x in alive]),
+        )
+        found = self._runs.get(key)
+        if found is None:
+            states = self._states(policy)
+            sites = [self._known(n, self._key(self._sites[n], states, policy)) for n in self._seen]
+            found = [x for x in (*self._constant, *sites) if x is not None and x.kinds]
+            if len(self._runs) >= MOST_RUNS:
+                self._runs.clear()
+            self._runs[key] = found
+        return found
 
     def _price_missing(
         self, missing: Mapping[int, tuple[_Seen, dict[tuple[float, ...], int]]], values: Array

@@ -19,26 +19,29 @@ from typing import Any
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
 
+from .evidence import Evidence
 from .score import Score, Scorer
 from .task import Task, TaskSpec, load_task
 
 
 @dataclass(frozen=True)
 class Job:
-    """One policy to score; ``number`` is the caller's, ``bar`` as in `Scorer.score`."""
+    """One policy to score; ``number`` is the caller's, ``bar`` and ``known`` as in `Scorer.examined`."""
 
     number: int
     policy: ResolvedPolicy
     bar: float | None = None
+    known: Evidence | None = None
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A job's end: a score, or one line saying why there is none."""
+    """A job's end: a score with what it rests on, or one line saying why there is none."""
 
     job: Job
     score: Score | None
     error: str = ""
+    evidence: Evidence | None = None
 
 
 class Evaluator(ABC):
@@ -68,7 +71,8 @@ class Evaluator(ABC):
 
 def _attempt(scorer: Scorer, job: Job) -> Finished:
     try:
-        return Finished(job, scorer.score(job.policy, job.bar))
+        score, evidence = scorer.examined(job.policy, job.bar, job.known)
+        return Finished(job, score, evidence=evidence)
     except Exception as problem:  # a user's metric may raise anything; one policy is not the run
         line = str(problem).strip().splitlines()
         return Finished(job, None, f"{type(problem).__name__}: {line[0] if line else ''}"[:300])

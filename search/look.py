@@ -47,10 +47,33 @@ _FINE = 8
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look saw: scores (SAMPLES,), and every answer's chance of being wrong at last, where known."""
+    """What a look saw: scores (SAMPLES,), and every answer's chance of being wrong at last, where known.
 
-    scores: Tensor
-    wrong: Sequence[float] | None
+    ``seconds``: what it took, the policy's pruning and factorisation aside.
+    """
+
+    scores: tuple[float, ...]
+    wrong: tuple[float, ...] | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms the policies of one task are given up: facts of its validation data and metric.
+
+    ``count`` validation samples; ``binary``: the uncompressed network's scores are all 0 or 1, 1 being right;
+    ``stoppable``: the network takes any number of samples, so that some may be scored without the others.
+    """
+
+    count: int
+    binary: bool
+    higher_is_better: bool
+    stoppable: bool = True
+
+    @property
+    def looks(self) -> bool:
+        """Whether a look is worth its time before all samples are scored."""
+        return self.stoppable and self.count > 2 * SAMPLES
 
 
 class Look:
@@ -82,30 +105,21 @@ class Look:
         scores = self.metric.score(outputs, self.part.targets).double()
         found = self._margins(outputs, scores)
         if found is None:
-            return Seen(scores, None)
+            return Seen(tuple(scores.tolist()), None)
         noise = ROUNDING
         if is_reduced(self.network, policy):
             drift, spread = self._drift
             found, noise = found + drift, math.hypot(LEFT * spread, ROUNDING)
-        return Seen(scores, [0.5 * math.erfc(m / noise / math.sqrt(2.0)) for m in found.tolist()])
+        wrong = tuple(0.5 * math.erfc(m / noise / math.sqrt(2.0)) for m in found.tolist())
+        return Seen(tuple(scores.tolist()), wrong)
+
+    def prepare(self) -> None:
+        """Work out now what is the same for all policies, rather than within the first one's look."""
+        _ = self._drift
 
     def hopeless(self, seen: Seen, bar: float) -> bool:
         """Whether a policy is all but certain not to beat the bar."""
-        if not (self.binary and _is_binary(seen.scores)):
-            mean, std = self.estimate(seen)
-            return mean + _Z_STOP * std < bar if self.metric.higher_is_better else mean - _Z_STOP * std > bar
-        wrong = seen.wrong
-        if wrong is None:
-            wrong = [1.0 - SAVED] * int((seen.scores == 0).sum())
-        return at_most(wrong_allowed(self.count, bar), wrong) < HOPE
-
-    def estimate(self, seen: Seen) -> tuple[float, float]:
-        """Mean and standard error over all validation samples: two strata."""
-        hard, rest = seen.scores[:HARDEST], seen.scores[HARDEST:]
-        share = HARDEST / self.count
-        mean = share * float(hard.mean()) + (1 - share) * float(rest.mean())
-        spread = max(float(rest.std()), 0.5 / math.sqrt(len(rest)))
-        return mean, (1 - share) * spread / math.sqrt(len(rest))
+        return hopeless(seen, Terms(self.count, self.binary, self.metric.higher_is_better), bar)
 
     def _outputs(self, policy: ResolvedPolicy, weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
         from compressors.apply import compress, folded_network
@@ -150,6 +164,28 @@ class Look:
         return every - few, float((every - few).square().mean().sqrt())
 
 
+def hopeless(seen: Seen, terms: Terms, bar: float) -> bool:
+    """Whether a policy is all but certain not to beat the bar."""
+    if not (terms.binary and all(s in (0.0, 1.0) for s in seen.scores)):
+        mean, std = estimate(seen, terms.count)
+        return mean + _Z_STOP * std < bar if terms.higher_is_better else mean - _Z_STOP * std > bar
+    wrong = seen.wrong
+    if wrong is None:
+        wrong = (1.0 - SAVED,) * sum(s == 0.0 for s in seen.scores)
+    return at_most(wrong_allowed(terms.count, bar), wrong) < HOPE
+
+
+def estimate(seen: Seen, count: int) -> tuple[float, float]:
+    """Mean and standard error over all ``count`` validation samples: two strata."""
+    hard, rest = seen.scores[:HARDEST], seen.scores[HARDEST:]
+    share = HARDEST / count
+    middle = math.fsum(rest) / len(rest)
+    mean = share * math.fsum(hard) / len(hard) + (1 - share) * middle
+    spread = math.sqrt(math.fsum((s - middle) ** 2 for s in rest) / (len(rest) - 1))
+    spread = max(spread, 0.5 / math.sqrt(len(rest)))
+    return mean, (1 - share) * spread / math.sqrt(len(rest))
+
+
 def wrong_allowed(count: int, bar: float) -> int:
     """Wrong answers of ``count`` with which a policy still beats the bar."""
     return math.ceil(count * (1.0 - bar) - 1e-6) - 1
@@ -159,16 +195,14 @@ def at_most(count: int, chances: Sequence[float]) -> float:
     """Probability of at most ``count`` successes of independent trials (Poisson binomial, by recursion)."""
     if count < 0:
         return 0.0
+    if count >= len(chances):
+        return 1.0
     left = [1.0] + [0.0] * count  # probability of so many successes; more are dropped
     for p in chances:
         for k in range(count, 0, -1):
             left[k] += p * (left[k - 1] - left[k])
         left[0] *= 1.0 - p
     return min(1.0, sum(left))
-
-
-def _is_binary(scores: Tensor) -> bool:
-    return bool(((scores == 0) | (scores == 1)).all())
 
 
 def _run(graph: Graph, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -180,4 +214,4 @@ def _run(graph: Graph, weights: dict[str, Tensor], inputs: tuple[Tensor, ...]) -
         return run(graph, weights, inputs)
 
 
-__all__ = ["Look", "Seen", "at_most", "wrong_allowed"]
+__all__ = ["Look", "Seen", "Terms", "at_most", "estimate", "hopeless", "wrong_allowed"]

@@ -35,6 +35,7 @@ class Profiled(TypedDict):
     target: str
     device: str
     chip: str
+    emulated: str
     runtime: str
     threads: int
     measured: int
@@ -46,6 +47,7 @@ class Profiled(TypedDict):
     seconds: float
     networks: int
     file: str
+    unit: str
     backing: str
     median_error: NotRequired[float]
 
@@ -71,20 +73,24 @@ def profile_target(
 
     target = load_target(target_name)
     check_measurable(target)
-    count = Predictor(target, threads).threads or 1
-    interest = [] if config is None else batches_of(_setup(config))
     with open_device(target.name, host, token) as device:
+        unit = device.unit
+        count = _threads(target, threads, unit)
+        interest = [] if config is None else batches_of(_setup(config))
         report = measure_kernels(
             device, target, count, 60.0 * minutes, interest, accept_unstable, progress, stop
         )
     store = ProfileStore()
     path = store.path(report.facts, count)
-    found = store.open(report.facts, count)
-    predictor = Predictor(target, count).profiled(found, report.facts, beside=path)
+    found = store.open(report.facts, count, unit)
+    predictor = Predictor(target, count)
+    if unit == "ms":
+        predictor = predictor.profiled(found, report.facts, beside=path)
     document = Profiled(
         target=target.name,
         device=report.facts.device,
         chip=report.facts.chip,
+        emulated=report.facts.emulated,
         runtime=f"{report.facts.runtime} {report.facts.runtime_version}",
         threads=count,
         measured=report.measured,
@@ -96,11 +102,21 @@ def profile_target(
         seconds=report.seconds,
         networks=len(found.measured),
         file=str(path),
+        unit=unit,
         backing=target.backing if predictor.learned is None else predictor.learned.backing,
     )
     if predictor.learned is not None and np.isfinite(predictor.learned.error):
         document["median_error"] = predictor.learned.error
     return document
+
+
+def _threads(target: Target, threads: int | None, unit: str) -> int:
+    """Threads that a device of this unit measures with. Raises UsageError where it counts with one only."""
+    if unit == "ms":
+        return Predictor(target, threads).threads or 1
+    if threads not in (None, 1):
+        raise UsageError(f"{unit} are counted with 1 thread, not {threads}.", "Leave --threads out.")
+    return 1
 
 
 def share_profile(
@@ -170,11 +186,12 @@ def measure_kernels(
         target,
         threads,
         interest=tuple(interest),
-        measured=lambda: observations(store.open(facts, threads)),
+        measured=lambda: observations(store.open(facts, threads)) if device.unit == "ms" else (),
     )
     return profile(
         device, planner.works(), store, budget_seconds=seconds, batch=planner.batch,
-        accept_unstable=accept_unstable, progress=progress, stop=stop,
+        accept_unstable=accept_unstable, anchor=planner.anchor() if device.unit == "ms" else None,
+        progress=progress, stop=stop,
     )  # fmt: skip
 
 

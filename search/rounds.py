@@ -27,10 +27,14 @@ SWEEPS = 8
 
 
 def time_first(this: Run) -> None:
-    """Where the target is this machine, correct the prices before anything is searched."""
+    """Tell what was settled in set-up; with a device at hand, correct the prices before the search."""
+    if this.setup.build_note:
+        this.event("build", this.setup.build_note)
     if this.setup.profile_note:
         this.progress.note(f"profile  {this.setup.profile_note}")
     if measures(this.setup):
+        if this.setup.emulated:
+            this.event("device", this.setup.emulated)
         _profile(this)
         start = time.perf_counter()
         this.watch.time(first_policies(this.setup))

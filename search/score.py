@@ -6,19 +6,21 @@ it will not join the front, and is given up as soon as that is certain enough:
 1. a look (`search.look`): few calibration samples, the validation samples the dense network is least sure of;
 2. after the full recalibration: the same samples first, until the rest cannot save the policy (exact).
 
-Both depend on the policy and the bar alone, so that a resumed search decides as an undisturbed one.
+Both depend on the policy and the bar alone, so that a resumed search decides as an undisturbed one. What the
+stages find depends on the policy only (`search.evidence`): what was found out before is not found out again.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
+
+from .evidence import BATCH, Clock, Evidence, Score, Stage, batch_of, interval, is_binary, judge
+from .look import Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,52 +30,6 @@ if TYPE_CHECKING:
     from search.answers import Answers
     from search.look import Look
     from search.task import Metric, Split, Task
-
-#: Samples scored at a time behind the full recalibration.
-BATCH = 64
-_Z_95 = 1.959964
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric's value on the validation data with a 95 % interval.
-
-    ``stopped_early``: given up after ``samples`` samples because the bar was out of reach; ``value`` is then
-    an estimate that does not beat the bar.
-    """
-
-    value: float
-    std: float
-    low: float
-    high: float
-    samples: int
-    seconds: float
-    stopped_early: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-def interval(scores: Tensor, z: float = _Z_95) -> tuple[float, float, float, float]:
-    """(mean, standard error, low, high) of per-sample scores (N,).
-
-    Wilson's interval for scores that are all 0 or 1, otherwise the normal one.
-    """
-    values = scores.double()
-    n = len(values)
-    mean = float(values.mean())
-    if is_binary(values):
-        centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-        return mean, math.sqrt(mean * (1 - mean) / n), centre - half, centre + half
-    std = float(values.std()) / math.sqrt(n) if n > 1 else 0.0
-    return mean, std, mean - z * std, mean + z * std
-
-
-def is_binary(scores: Tensor) -> bool:
-    """Whether every score is 0 or 1: wrong or right."""
-    return bool(((scores == 0) | (scores == 1)).all())
 
 
 class Scorer:
@@ -109,24 +65,31 @@ class Scorer:
 
         ``bar``: metric value to beat. Without one every sample is scored.
         """
-        from compressors.apply import compress, shrunk
+        return self.examined(policy, bar)[0]
 
-        from .look import SAMPLES
+    def examined(
+        self, policy: ResolvedPolicy, bar: float | None = None, known: Evidence | None = None
+    ) -> tuple[Score, Evidence]:
+        """As `score`, with all that is now known of the policy.
 
-        start = time.perf_counter()
-        weights = shrunk(self.network, policy)
-        stoppable = bar is not None and self.network.structure.graph.fixed_batch is None
-        if bar is not None and stoppable and len(self._validation) > 2 * SAMPLES:
-            look = self._look.at(policy, weights)
-            if self._look.hopeless(look, bar):
-                value, std = self._look.estimate(look)
-                return self._below(value, std, bar, SAMPLES, time.perf_counter() - start)
-        compressed = compress(self.network, policy, self.numerics, weights)
-        if bar is not None and stoppable and self._dense_is_binary:
-            return self._in_order(compressed, bar, start)
-        scores = self._answers(compressed).scores(self._ordered)
-        mean, std, low, high = interval(scores)
-        return Score(mean, std, low, high, len(scores), time.perf_counter() - start)
+        ``known``: what was found out before, here or elsewhere. It changes the time this takes and nothing
+        else: the score is the one that would be found without it, its ``seconds`` included.
+        """
+        found = Evidence() if known is None else known
+        examination = Examination(self, policy)
+        while not isinstance(verdict := judge(found, self.terms, bar), Score):
+            found = examination.further(found, verdict)
+        return verdict, found
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What the policies of this task are judged by."""
+        return Terms(
+            len(self._validation),
+            self._dense_is_binary,
+            self.task.metric.higher_is_better,
+            self.network.structure.graph.fixed_batch is None,
+        )
 
     @cached_property
     def _look(self) -> Look:
@@ -176,41 +139,60 @@ class Scorer:
 
         return Answers(compressed, self.task.metric, self.runtime, checked)
 
-    # -- giving up
 
-    def _continued(self, seen: Tensor) -> tuple[float, float]:
-        """Mean and standard error over all samples from the first so many, the hardest.
+class Examination:
+    """One policy on its way through the stages; what one stage computed serves the next."""
 
-        Of the rest, which is easier, as many are taken to be right as of the last batch seen, plus half of
-        what is missing: between the two extremes.
-        """
-        n = len(self._ordered)
-        last = 0.5 + 0.5 * float(seen[-BATCH:].mean())
-        mean = (float(seen.sum()) + last * (n - len(seen))) / n
-        return mean, (1.0 - last) * (n - len(seen)) / n + 0.5 / n
+    def __init__(self, scorer: Scorer, policy: ResolvedPolicy) -> None:
+        self.scorer = scorer
+        self.policy = policy
+        self._weights: dict[str, Tensor] | None = None
+        self._answers: Answers | None = None
 
-    def _below(self, mean: float, std: float, bar: float, samples: int, seconds: float) -> Score:
-        """An early end: the estimate, not better than the bar."""
-        value = min(mean, bar) if self.task.metric.higher_is_better else max(mean, bar)
-        return Score(value, std, value - _Z_95 * std, value + _Z_95 * std, samples, seconds, True)
+    def further(self, known: Evidence, stage: Stage) -> Evidence:
+        """What is known after one more stage. Times that are known already stay: they were undisturbed."""
+        from compressors.apply import shrunk
 
-    def _in_order(self, compressed: Compressed, bar: float, start: float) -> Score:
-        """Score the least certain samples first; stop when even right answers to the rest are too little."""
-        import torch
+        if self._weights is None:
+            clock = Clock()
+            self._weights = shrunk(self.scorer.network, self.policy)
+            if known.shrunk_seconds is None:
+                known = replace(known, shrunk_seconds=clock.spent())
+        return self._looked(known, self._weights) if stage == "look" else self._scored(known, self._weights)
 
-        from .look import wrong_allowed
+    def _looked(self, known: Evidence, weights: dict[str, Tensor]) -> Evidence:
+        look = self.scorer._look
+        look.prepare()
+        clock = Clock()
+        seen = look.at(self.policy, weights)
+        return replace(known, look=replace(seen, seconds=clock.spent()))
 
-        answers, n = self._answers(compressed), len(self._ordered)
-        allowed = wrong_allowed(n, bar)
-        parts: list[Tensor] = []
-        for i in range(0, n, BATCH):
-            parts.append(answers.scores(self._ordered[slice(i, i + BATCH)]).double())
-            seen = torch.cat(parts)
-            if is_binary(seen) and int((seen == 0).sum()) > allowed and len(seen) < n:
-                mean, std = self._continued(seen)
-                return self._below(mean, std, bar, len(seen), time.perf_counter() - start)
-        mean, std, low, high = interval(torch.cat(parts))
-        return Score(mean, std, low, high, n, time.perf_counter() - start)
+    def _scored(self, known: Evidence, weights: dict[str, Tensor]) -> Evidence:
+        """One more batch."""
+        from .answers import CHECKED
+
+        ordered, done = self.scorer._ordered, len(known.scores)
+        if self._answers is None:
+            clock = Clock()
+            self._answers = self._compressed(weights)
+            if known.compressed_seconds is None:
+                known = replace(known, compressed_seconds=clock.spent())
+            if done:  # elsewhere the runtime was believed, or not, after these samples
+                self._answers.scores(ordered[slice(0, CHECKED)])
+        clock = Clock()
+        part = ordered[slice(done, done + batch_of(self.scorer.terms))]
+        scores = self._answers.scores(part).double().tolist()
+        return replace(
+            known,
+            scores=(*known.scores, *scores),
+            batch_seconds=(*known.batch_seconds, clock.spent()),
+        )
+
+    def _compressed(self, weights: dict[str, Tensor]) -> Answers:
+        from compressors.apply import compress
+
+        scorer = self.scorer
+        return scorer._answers(compress(scorer.network, self.policy, scorer.numerics, weights))
 
 
 def score_compressed(compressed: Compressed, split: Split, metric: Metric) -> Tensor:
@@ -218,3 +200,15 @@ def score_compressed(compressed: Compressed, split: Split, metric: Metric) -> Te
     from compressors.simulate import answers
 
     return metric.score(answers(compressed, split.inputs), split.targets)
+
+
+__all__ = [
+    "BATCH",
+    "Evidence",
+    "Examination",
+    "Score",
+    "Scorer",
+    "interval",
+    "is_binary",
+    "score_compressed",
+]

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from agents.contract import Budget, Problem
 from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
-from compressors.space import PolicySpace
+from compressors.space import Abilities, PolicySpace
 from hw_profiles.predictor import Predictor
 from hw_profiles.target import Target, load_target
 
-from .abilities import abilities_of
+from .abilities import abilities_of, base_policy_of
+from .builds import chosen_build
 from .errors import InputError, UsageError, did_you_mean
 from .estimate import Estimator
 from .exporters import exporter_of
@@ -52,6 +53,7 @@ class Setup:
     device: Device | None = None
     measured: dict[str, float] = field(default_factory=dict)
     profile_note: str = ""
+    build_note: str = ""
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -106,6 +108,14 @@ class Setup:
         self.base_costs = priced(self.costs, [self.base_policy])[0]
         self.budget = self.config.budget(self.base_costs)
 
+    @property
+    def emulated(self) -> str:
+        """A sentence where the device at hand is an emulation, else ""."""
+        facts = None if self.device is None else self.device.facts()
+        if facts is None or not facts.emulated:
+            return ""
+        return f"{self.target.name} is emulated ({facts.emulated}): measured times are the emulation's"
+
     def priced(self, policy: ResolvedPolicy) -> dict[str, float]:
         """Costs of one policy by name."""
         return priced(self.costs, [policy])[0]
@@ -113,13 +123,6 @@ class Setup:
     def predicted_of(self, policy: ResolvedPolicy) -> dict[str, float]:
         """Costs of one policy by name, all predicted."""
         return priced(self.predicted, [policy])[0]
-
-
-def base_policy_of(space: PolicySpace, target: Target) -> ResolvedPolicy:
-    """The uncompressed network at the target's base precision."""
-    if target.base_precision == "w8a8":
-        return space.resolve(space.uniform(1.0, act_bits=8, weight_bits=8))
-    return space.resolve(space.dense)
 
 
 def load_setup(config: RunConfig, task: Task | None = None, target: Target | None = None) -> Setup:
@@ -131,15 +134,12 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     task = prepared(task) if task is not None else load_task(config.task_spec())
     target = target if target is not None else load_target(config.target[0])
     exporter_of(target).require()
-    abilities = replace(
-        abilities_of(target, config.methods, config.bits, config.min_keep, config.skip),
-        criterion=config.criterion,
-        ranges=config.ranges,
-        scales=config.scales,
-    )
+    abilities = _abilities(config, target)
     _check_choices(config)
     scorer = Scorer.of(task, abilities.numerics, abilities.criterion)
     structure = scorer.network.structure
+    target, build_note = chosen_build(config, target, scorer.network)
+    abilities = _abilities(config, target)  # another build counts channels in other steps
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
     stuck = untouched(space) if config.strict else []
@@ -174,13 +174,22 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         Score(mean, std, low, high, len(scores), 0.0),
         Budget(),
     )
-    setup.device, setup.profile_note = device, note
+    setup.device, setup.profile_note, setup.build_note = device, note, build_note
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
     if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template
         setup.estimator = Estimator.learned(space, lowering)
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
+
+
+def _abilities(config: RunConfig, target: Target) -> Abilities:
+    return replace(
+        abilities_of(target, config.methods, config.bits, config.min_keep, config.skip),
+        criterion=config.criterion,
+        ranges=config.ranges,
+        scales=config.scales,
+    )
 
 
 def device_at_hand(config: RunConfig, target: Target) -> Device | None:

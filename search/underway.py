@@ -8,6 +8,7 @@ from typing import Any
 
 from .console import Progress
 from .journal import Journal
+from .pool import Pool
 from .results import Event, RunFacts
 from .runfolder import RunFolder
 from .setup import Setup
@@ -27,6 +28,7 @@ class Run:
     watch: Stopwatch
     events: list[Event] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    pool: Pool | None = None
 
     def event(self, kind: str, text: str, **more: Any) -> None:
         """Journal something that turned out otherwise, and tell."""

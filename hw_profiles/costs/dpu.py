@@ -2,7 +2,8 @@
 
 Inside one family of networks the published times are ``ms = a + b GOP`` within some percent; across families
 `b` follows from how full the engine is: eight pixels of a row, 16 input and 16 output channels a cycle
-(PG338, B4096: 8 x 16 x 16 x 2 = 4096 operations), so that channels count in steps of 16. An operation that
+(PG338, B4096: 8 x 16 x 16 x 2 = 4096 operations), so that channels count in steps of 16; other builds
+(`hw_profiles.builds`) have other numbers. An operation that
 the DPU lacks runs on the Arm cores of the chip, there and back through memory: a *host round trip*, priced as
 on the Cortex-A53 of a Raspberry Pi 3 B+. Constants by scripts/fit_dpu.py, nanoseconds per count.
 """
@@ -30,14 +31,17 @@ ON_DPU = frozenset({
 })  # fmt: skip
 
 
-def engine_features(s: Shapes) -> Features:
-    """Cycles of the convolution engine and bytes moved, (P, k) each; activations and weights are bytes."""
+def engine_features(s: Shapes, pixels: float = PIXELS, channels: float = CHANNELS) -> Features:
+    """Cycles of the convolution engine and bytes moved, (P, k) each; activations and weights are bytes.
+
+    The engine takes so many pixels of a row, and so many input and output channels, a cycle.
+    """
     thin = (s.groups > 1.0) & (s.groups == s.cin)
-    rows = s.batch * s.out_h * np.ceil(s.out_w / PIXELS) * s.kernel_h * s.kernel_w
-    depth, outputs = np.ceil(s.cin / s.groups / CHANNELS), np.ceil(s.cout / s.groups / CHANNELS)
+    rows = s.batch * s.out_h * np.ceil(s.out_w / pixels) * s.kernel_h * s.kernel_w
+    depth, outputs = np.ceil(s.cin / s.groups / channels), np.ceil(s.cout / s.groups / channels)
     return {
         "cycles": np.where(thin, 0.0, rows * depth * outputs * s.groups),
-        "cycles_depthwise": np.where(thin, rows * np.ceil(s.cout / CHANNELS), 0.0),
+        "cycles_depthwise": np.where(thin, rows * np.ceil(s.cout / channels), 0.0),
         "moved": s.in_elements + s.out_elements,
         "weights": s.weight_elements,
     }
@@ -72,6 +76,7 @@ class DpuCost(CostModel):
         busy, overhead = np.zeros(batch.shape), np.zeros(len(batch.kinds))
         classes = np.full(len(batch.kinds), _CLASS["memory"], dtype=np.intp)
         nothing = np.zeros((len(batch), 1))
+        size = self.value("array", "pixels", PIXELS), self.value("array", "channels", CHANNELS)
         for form, members in _forms(batch.kinds).items():
             index: Index = np.asarray(members, dtype=np.intp)
             s = Shapes(batch, index, (nothing, nothing))
@@ -81,7 +86,7 @@ class DpuCost(CostModel):
                 overhead[index] = self.value("host", "overhead")
                 classes[index] = _CLASS["reorder"]
                 continue
-            features = engine_features(s)
+            features = engine_features(s, *size)
             names = ("cycles", "cycles_depthwise", "moved", "weights") if form == "engine" else ("moved",)
             table = self.constants["engine"]
             terms = [table[n].value * features[n] for n in names if n in table]

@@ -164,7 +164,19 @@ def facts() -> dict[str, Any]:
         "clock_ghz": _clock("cpuinfo_max_freq"),
         "memory_bytes": int(total[1]) * 1024 if total else None,
         "system": platform.platform(),
+        "emulated": emulator(),
     }
+
+
+def emulator() -> str:
+    """What emulates this process, such as "qemu-aarch64": its times are then no device's. "" on a real one.
+
+    Under qemu-user the kernel knows the process by the emulator's file: by name, or (started through
+    binfmt_misc) among the files it maps.
+    """
+    known = f"/{_text('/proc/self/comm')}\n{_text('/proc/self/smaps')}"
+    found = re.search(r"/(qemu-[a-z0-9_-]+)$", known, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def condition(since: int | None = None) -> dict[str, Any]:

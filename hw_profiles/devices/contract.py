@@ -25,7 +25,10 @@ STABLE_WITHIN = {"cpu": 0.03, "wall": 0.10, "instructions": 0.001}
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a device is; the same until it is set up otherwise. Clock in GHz, memory in bytes."""
+    """What a device is; the same until it is set up otherwise. Clock in GHz, memory in bytes.
+
+    `emulated` names what emulates it: milliseconds are then the emulation's, and no profile of the real one.
+    """
 
     device: str
     chip: str
@@ -36,6 +39,7 @@ class DeviceFacts:
     clock_ghz: float | None = None
     memory_bytes: int | None = None
     system: str = ""
+    emulated: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ another x86-64.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import shutil
@@ -40,7 +39,7 @@ from hw_profiles.devices.emulation import (
     stored_arrays,
     x86_machine,
 )
-from hw_profiles.devices.sysroot import CORES, Sysroot, compile_counter, default_sysroot
+from hw_profiles.devices.sysroot import CORES, Sysroot, compile_counter, core_named, default_sysroot
 from hw_profiles.errors import DeviceError
 
 #: Runs before those that count: the first allocates the arena, the second settles it.
@@ -223,11 +222,7 @@ class EmulatedArm(_Emulated):
         self, core: str = "cortex-a72", sysroot: Path | None = None, patience_s: float = 600.0
     ) -> None:
         super().__init__(patience_s)
-        if core not in CORES:
-            near = difflib.get_close_matches(core, CORES, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(CORES)}."
-            raise DeviceError(f"no emulated core {core!r}. {hint}")
-        self.core = CORES[core]
+        self.core = core_named(core)
         self._sysroot = sysroot
 
     def _machine(self) -> Machine:
@@ -244,6 +239,7 @@ class EmulatedArm(_Emulated):
             runtime="onnxruntime",
             runtime_version=str(sysroot.manifest.get("onnxruntime", "")),
             system=f"Debian {sysroot.manifest.get('debian', '')} arm64, qemu-user; instructions, not time",
+            emulated="qemu-aarch64",
         )
 
 
@@ -273,6 +269,7 @@ class EmulatedX86(_Emulated):
             runtime="onnxruntime",
             runtime_version=metadata.version("onnxruntime"),
             system="qemu-user; instructions, not time",
+            emulated="qemu-x86_64",
         )
 
 

@@ -66,14 +66,12 @@ _QUIET = (
 )  # fmt: skip
 
 
-def arm_machine(core: Core, sysroot: Sysroot) -> Machine:
-    """An arm64 core with the sysroot's Python."""
+def arm_machine(core: Core, sysroot: Sysroot, counted: bool = True) -> Machine:
+    """An arm64 core with the sysroot's Python; its instructions are counted, unless only answers matter."""
     qemu, view = emulator("aarch64"), sysroot.view(core)
     python = view / "usr" / "bin" / f"python{sysroot.manifest.get('python', '3.11')}"
-    command = (
-        str(qemu), "-cpu", core.name, "-L", str(view), "-plugin", f"{sysroot.counter()},counts={{counts}}",
-        str(python), "-s", "-B",
-    )  # fmt: skip
+    plugin = ("-plugin", f"{sysroot.counter()},counts={{counts}}") if counted else ()
+    command = (str(qemu), "-cpu", core.name, "-L", str(view), *plugin, str(python), "-s", "-B")
     environment = (("PATH", "/usr/bin:/bin"), ("PYTHONHOME", "/usr"), ("PYTHONPATH", "/opt/site"), *_QUIET)
     return Machine(core.name, command, environment, f"qemu-aarch64 {emulator_version(qemu)} -cpu {core.name}")
 

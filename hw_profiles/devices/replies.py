@@ -41,6 +41,7 @@ class FactsReply(_Reply):
     clock_ghz: Positive | None = None
     memory_bytes: Count | None = None
     system: Line = ""
+    emulated: Line = ""
 
 
 class ConditionReply(_Reply):
@@ -88,9 +89,13 @@ class _SampleReply(_Reply):
 
 
 def read_facts(head: Any, name: str | None = None) -> DeviceFacts:
-    """Facts of a reply; `name` replaces what the device calls itself. Raises DeviceError."""
+    """Facts of a reply; `name` replaces what the device calls itself. Raises DeviceError.
+
+    An emulated device keeps that word in its name: what it measures is filed apart from the real one's.
+    """
     told = _checked(FactsReply, head).model_dump()
-    return DeviceFacts(**{**told, **({"device": name} if name else {})})
+    device = name or told["device"]
+    return DeviceFacts(**{**told, "device": f"emulated {device}" if told["emulated"] else device})
 
 
 def read_condition(head: Any) -> Condition:

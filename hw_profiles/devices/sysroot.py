@@ -15,6 +15,7 @@ From Debian: `qemu-user` (the dynamic one: `qemu-user-static` loads no plugins),
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -64,6 +65,15 @@ CORES: Mapping[str, Core] = {
         Core("cortex-a76", "BCM2712, 4x Cortex-A76", 0xD0B, 4, 1, _V82, 2_400_000, "arm64-dotprod"),
     )
 }
+
+
+def core_named(name: str) -> Core:
+    """The core of a name. Raises DeviceError with the near match."""
+    if name not in CORES:
+        near = difflib.get_close_matches(name, CORES, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(CORES)}."
+        raise DeviceError(f"no emulated core {name!r}. {hint}")
+    return CORES[name]
 
 
 def default_sysroot() -> Path:

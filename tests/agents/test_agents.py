@@ -10,11 +10,11 @@ from agents.contract import Agent
 from agents.errors import HistoryError
 from agents.random_ import RandomAgent
 from agents.registry import make_agent
-from agents.surrogate import Surrogate, expected_improvement, recent_and_best, warp
+from agents.surrogate import Surrogate, Warp, expected_improvement, recent_and_best
 from agents.testing import AgentConformanceError, check_agent, run, score_of
 from agents.toys import toy_outcome, toy_problem, toy_space
 
-QUICK = ["uniform", "random", "tpe", "nsga2", "local-search"]
+QUICK = ["uniform", "random", "tpe", "nsga2", "joint"]
 
 
 @pytest.mark.parametrize("name", [*QUICK, pytest.param("gp", marks=pytest.mark.slow)])
@@ -77,8 +77,8 @@ def test_the_same_suggestions_in_fresh_processes() -> None:
     assert texts[0] == texts[1]
     assert len(texts[0].splitlines()) == len(QUICK)
     problem = toy_problem(toy_space(2), share=0.3, evaluations=16)
-    here = run(make_agent("local-search", problem, 5), problem, 12, score_of(problem))
-    assert " ".join(["local-search", *(s.policy.digest for s, _ in here)]) in texts[0]
+    here = run(make_agent("joint", problem, 5), problem, 12, score_of(problem))
+    assert " ".join(["joint", *(s.policy.digest for s, _ in here)]) in texts[0]
 
 
 def test_answers_that_do_not_belong_are_refused() -> None:
@@ -93,22 +93,22 @@ def test_answers_that_do_not_belong_are_refused() -> None:
     assert agent.outstanding == (second,)
 
 
-def test_local_search_beats_random_and_uniform_at_equal_evaluations() -> None:
+def test_joint_beats_random_and_uniform_at_equal_evaluations() -> None:
     problem = toy_problem(toy_space(4, 32), share=0.25, evaluations=40)
     score = score_of(problem)
     top = {}
-    for name in ("uniform", "random", "local-search"):
+    for name in ("uniform", "random", "joint"):
         history = run(make_agent(name, problem, 0), problem, 40, score)
         top[name] = max(o.accuracy for _, o in history if o.accuracy is not None)
-    assert top["local-search"] > top["random"]
-    assert top["local-search"] > top["uniform"]
+    assert top["joint"] > top["random"]
+    assert top["joint"] > top["uniform"]
 
 
 def test_surrogate_learns_a_sum_and_knows_what_it_has_seen() -> None:
     rng = np.random.default_rng(0)
     weights = rng.uniform(0.1, 2.0, size=12)
     x, far = rng.random((80, 12)), rng.random((40, 12))
-    model = Surrogate(x, -(x**2) @ weights, np.ones(12))
+    model = Surrogate(x, -(x**2) @ weights)
     mean, std = model.predict(far)
     assert np.corrcoef(mean, -(far**2) @ weights)[0, 1] > 0.98
     at, sure = model.predict(x)
@@ -120,8 +120,8 @@ def test_surrogate_learns_a_sum_and_knows_what_it_has_seen() -> None:
 
 def test_warp_keeps_the_order_and_history_keeps_the_best() -> None:
     gain = np.array([0.1, 0.9, 0.88, 0.895, 0.12])
-    assert (np.argsort(warp(gain)) == np.argsort(gain)).all()
-    assert np.isfinite(warp(np.full(4, 0.5))).all()
+    assert (np.argsort(Warp(gain).warp(gain)) == np.argsort(gain)).all()
+    assert np.isfinite(Warp(np.full(4, 0.5)).warp(np.full(4, 0.5))).all()
     kept = recent_and_best(np.r_[1.0, np.zeros(9)], most=4)
     assert kept.tolist() == [0, 1, 8, 9]
     assert recent_and_best(np.zeros(3)).tolist() == [0, 1, 2]

@@ -95,7 +95,7 @@ def test_registry_names_the_near_match() -> None:
         make_agent("randon", problem)
     assert caught.value.exit_code == 2
     assert isinstance(caught.value, AgentError)
-    assert {"uniform", "random", "tpe", "gp", "nsga2", "local-search"} <= set(list_agents())
+    assert {"uniform", "random", "tpe", "gp", "nsga2", "joint"} <= set(list_agents())
     for name in list_agents():
         agent = make_agent(name, problem, 1)
         assert agent.name == name

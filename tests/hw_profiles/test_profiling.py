@@ -179,3 +179,68 @@ def test_this_machine(tmp_path: Path) -> None:
         assert 0.0 < sigma < 1.0
         assert row.load_ms is not None
     assert held.stale(device.facts(), 1) == ""
+
+
+def _phases(slow: range, factor: float = 1.3) -> SimulatedDevice:
+    """A device that is slower while it gives certain samples, halves of each of which agree."""
+    device = SimulatedDevice(noise=0.002)
+    device.truth = lambda work: by_size(work) * (factor if device.given - 1 in slow else 1.0)
+    return device
+
+
+ANCHOR = Work("anchor", probe("resnet20", 0), runs=8)
+
+
+def _off(device: SimulatedDevice, store: ProfileStore) -> list[float]:
+    """Of what is held: measured against the truth of a calm device."""
+    held = store.open(device.facts(), 1).measured
+    return [held[model_hash(work)].best / by_size(work) for work in WORKS if model_hash(work) in held]
+
+
+def test_a_slow_phase_is_seen_by_the_anchor_and_measured_again(tmp_path: Path) -> None:
+    blind, seeing = _phases(range(2, 5)), _phases(range(3, 7))
+    stores = ProfileStore(tmp_path / "blind"), ProfileStore(tmp_path / "seeing")
+    assert profile(blind, WORKS, stores[0], batch=2).refused == {}
+    assert max(_off(blind, stores[0])) > 1.25  # and called stable
+    report = profile(seeing, WORKS, stores[1], batch=2, anchor=ANCHOR)
+    assert (report.measured, report.refused) == (6, {})
+    assert max(_off(seeing, stores[1])) < 1.02
+    assert seeing.given > 6 + 3
+    assert len(stores[1].open(seeing.facts(), 1).rows) == 6  # what came in the slow phase was not stored
+
+
+def test_what_was_measured_before_a_device_became_faster_is_measured_again(tmp_path: Path) -> None:
+    device, store = _phases(range(6)), ProfileStore(tmp_path)
+    report = profile(device, WORKS, store, batch=2, anchor=ANCHOR)
+    assert (report.measured, report.refused) == (6, {})
+    assert max(_off(device, store)) < 1.02
+    rows = store.open(device.facts(), 1).rows
+    assert len(rows) == 6 + 4  # two batches were slow, and both measurements of a network are kept
+
+
+def test_a_phase_that_does_not_end_is_refused_or_kept_with_its_reason(tmp_path: Path) -> None:
+    slow = _phases(range(3, 999))
+    report = profile(slow, WORKS[:4], ProfileStore(tmp_path / "a"), batch=2, anchor=ANCHOR)
+    assert report.measured == 2
+    assert sorted(report.refused) == ["lenet 2", "lenet 3"]
+    assert "slower than it was" in report.refused["lenet 2"]
+    store = ProfileStore(tmp_path / "b")
+    slow = _phases(range(3, 999))
+    report = profile(slow, WORKS[:4], store, batch=2, anchor=ANCHOR, accept_unstable=True)
+    assert (report.measured, report.unstable_kept) == (4, 2)
+    row = store.open(slow.facts(), 1).measured[model_hash(WORKS[2])]
+    assert not row.stable
+    assert "slower than it was" in row.why
+
+
+def test_what_the_budget_left_unsteady_is_kept_where_that_is_accepted(tmp_path: Path) -> None:
+    def slowly(_: Progress) -> None:
+        time.sleep(0.3)
+
+    trouble: dict[int, Trouble] = {1: "unstable"}
+    for accept, measured in ((False, 5), (True, 6)):
+        report = profile(
+            SimulatedDevice(trouble=trouble), WORKS, ProfileStore(tmp_path / str(accept)), budget_seconds=0.5,
+            progress=slowly, accept_unstable=accept,
+        )  # fmt: skip
+        assert (report.measured, report.unstable_kept, report.ended) == (measured, int(accept), "budget")

@@ -151,7 +151,7 @@ def example(**changes: Any) -> Results:
         },
         "budget": {"objective": "accuracy", "limits": {"latency_ms": {"limit": 3.16, "written": "0.5x"}}},
         "search": {
-            "agent": "local-search",
+            "agent": "joint",
             "summary": "surrogate-assisted local search along the budget",
             "layers": 21,
             "dimension": 60,

@@ -41,7 +41,7 @@ def test_estimates_are_near_the_costs(setup: Setup) -> None:
 
 
 def test_suggestions_do_not_depend_on_what_was_priced_before(setup: Setup, tmp_path: Path) -> None:
-    first, second = (make_agent("local-search", setup.problem, 5) for _ in range(2))
+    first, second = (make_agent("joint", setup.problem, 5) for _ in range(2))
     rng = np.random.default_rng(6)
     for x in rng.random((30, setup.space.dimension)):
         setup.estimates([setup.space.resolve(setup.space.decode(x))])

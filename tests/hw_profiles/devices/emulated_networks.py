@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from hw_profiles.devices import sysroot
+from hw_profiles.devices.sysroot import BUILD_COMMAND, SYSROOT_VERSION
 
 
 def float_network(channels: int = 16, seed: int = 0) -> bytes:
@@ -66,3 +73,12 @@ def convolved(x: np.ndarray, limit: int) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     sums = np.einsum("bcyxhw,ochw->boyx", windows, weight_codes(limit).astype(np.int64))
     return np.clip(np.rint(sums / 2**11) + 128, 0, 255).astype(np.uint8)
+
+
+def built_sysroot() -> Path:
+    """The user's sysroot: tests have a cache of their own, which has none. Skips the test without it."""
+    folder = Path.home() / ".cache" / "tailorbird" / f"arm64-sysroot-{SYSROOT_VERSION}"
+    for place in (sysroot.default_sysroot(), folder):
+        if (place / "manifest.json").exists() and shutil.which("qemu-aarch64"):
+            return place
+    pytest.skip(f"no qemu-aarch64 or no arm64 sysroot; build it with: {BUILD_COMMAND}")

@@ -30,7 +30,12 @@ from hw_profiles.devices.emulation import Guest, GuestDied, GuestRefused, Machin
 from hw_profiles.devices.sysroot import BUILD_COMMAND, PLUGIN_SOURCES, SYSROOT_VERSION, Sysroot
 from hw_profiles.errors import DeviceError
 from hw_profiles.onnx_kernels import kernels_of, read_record
-from tests.hw_profiles.devices.emulated_networks import convolved, float_network, integer_network
+from tests.hw_profiles.devices.emulated_networks import (
+    built_sysroot,
+    convolved,
+    float_network,
+    integer_network,
+)
 
 #: Instruction words as an assembler makes them, and the classes besides "all".
 WORDS = {
@@ -288,12 +293,7 @@ def test_a_network_that_brings_the_guest_down_is_an_error_of_its_own():
 
 @pytest.fixture(scope="module")
 def built() -> Path:
-    """The user's sysroot: tests have a cache of their own, which has none."""
-    folder = Path.home() / ".cache" / "tailorbird" / f"arm64-sysroot-{SYSROOT_VERSION}"
-    for place in (sysroot.default_sysroot(), folder):
-        if (place / "manifest.json").exists() and shutil.which("qemu-aarch64"):
-            return place
-    pytest.skip(f"no qemu-aarch64 or no arm64 sysroot; build it with: {BUILD_COMMAND}")
+    return built_sysroot()
 
 
 @pytest.mark.slow

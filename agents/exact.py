@@ -1,0 +1,187 @@
+"""Exact allocation from sensitivities: the least summed loss that the budget allows, level by level.
+
+As HAWQ-V3 (Yao et al., ICML 2021) and the knapsack view of mixed precision before it, over every kind of
+choice at once and under a predictor's prices instead of a table of layers.
+
+| differences from the paper | |
+|---|---|
+| losses are measured (KL to the uncompressed network), not a Hessian's | the prior where none are |
+| costs interact | sequential allocation around priced policies, pairs by MILP, exchanges by real prices |
+| blocks, channels, ranks and bits in one programme | instead of 4 or 8 bits a layer |
+| more than one answer | tighter budgets draw the front; tempered and perturbed losses, next-best policies |
+| least latency | bisection over the levels by the outcomes told |
+
+It learns nothing else from outcomes: what it knows are the losses of single changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .base import SequentialAgent
+from .contract import Budget, Problem
+from .loss_table import LossTable, loss_table
+from .pair_model import refine
+from .pricing import Indices
+from .repair import random_feasible
+from .solver import Solution, at_most, ladder_of_solutions, neighbours, settled
+
+#: Levels of the front; of the ladder that least latency is found on.
+LEVELS, LATENCY_LEVELS = 10, 16
+#: Exponents that losses are tempered with, then standard deviations of their logarithm when perturbed.
+TEMPERS, NOISE = (0.5, 1.5, 0.7, 2.0), (0.3, 0.6, 1.0)
+#: Next-best policies for each variant.
+NEXT_BEST = 3
+#: Policies found before that end a stream, and candidates looked at for one suggestion.
+STALE, LOOK = 24, 200
+
+
+@dataclass
+class _Stream:
+    """Candidates in order, made as they are asked for; ``found`` are those made so far."""
+
+    source: Iterator[tuple[Indices, str]]
+    found: list[tuple[Indices, str, str]] = field(default_factory=list)
+
+
+class ExactAgent(SequentialAgent):
+    """Suggests allocations of least summed loss, then what is next best."""
+
+    name = "exact"
+    summary = "least summed sensitivity within the budget, by exact allocation"
+
+    def __init__(self, problem: Problem, seed: int = 0) -> None:
+        super().__init__(problem, seed)
+        self.losses = loss_table(problem)
+        self._ladder: list[Solution] = []
+        self._streams: dict[int, _Stream] = {}
+
+    def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
+        least = self.problem.objective == "latency"
+        found = self._quicker(attempt) if least else self._pick(-1, attempt)
+        if found is not None:
+            return found
+        drawn = random_feasible(self.pricer, rng)
+        return None if drawn is None else (drawn, "random: every allocation was suggested")
+
+    # -- best metric inside the budget
+
+    def _candidates(self) -> Iterator[tuple[Indices, str]]:
+        """The budget's solution; then by turns a tighter level, a variant, and next-best policies."""
+        levels = ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)
+        first = next(levels, None)
+        if first is None:
+            return
+        yield self._refined(first)
+        more = self._around(first, self.problem.budget)
+        for level in levels:
+            yield level.indices, level.origin
+            yield from _some(more, 2)
+        yield from more
+
+    def _refined(self, solution: Solution) -> tuple[Indices, str]:
+        """The solution after allocation with pairs, where that holds by exact costs."""
+        better = refine(self.pricer, self.losses, self.problem.budget, solution.indices)
+        return better if self._holds(better) else solution.indices, solution.origin
+
+    def _around(self, solution: Solution, budget: Budget) -> Iterator[tuple[Indices, str]]:
+        """Variants of a level's solution, endless, and its next-best policies in between."""
+        near = neighbours(self.pricer, self.losses, budget, solution.indices)
+        for k, (losses, words) in enumerate(self._variants()):
+            point = settled(self.pricer, losses, budget, [solution.indices], rounds=1)
+            if point is not None:
+                yield point, f"exact: {words}"
+            for row in _take(near, NEXT_BEST if k else 1):
+                yield row, "exact: next best in summed loss"
+
+    def _variants(self) -> Iterator[tuple[LossTable, str]]:
+        for exponent in TEMPERS:
+            yield self.losses.tempered(exponent), f"losses to the power of {exponent:g}"
+        for k in range(1 << 30):
+            rng, spread = np.random.default_rng((self.seed, k)), NOISE[k % len(NOISE)]
+            factors = np.exp(rng.normal(0.0, spread, size=len(self.losses.loss)))
+            yield self.losses.scaled(factors), f"losses perturbed by e^{spread:g}"
+
+    # -- least latency
+
+    def _quicker(self, attempt: int) -> tuple[Indices, str] | None:
+        """Bisection over the ladder: below what held the drop, above what did not; then around the edge."""
+        ladder = self._levels()
+        if not ladder:
+            return None
+        latency = np.array([s.latency for s in ladder])
+        held = min((t.latency for t in self.told if self._keeps(t.gain)), default=np.inf)
+        lost = max(
+            (t.latency for t in self.told if not self._keeps(t.gain) and t.latency < held), default=0.0
+        )
+        inside = np.flatnonzero((latency < held) & (latency > lost))
+        order = [int(k) for k in inside[np.argsort(np.abs(np.arange(len(inside)) - (len(inside) - 1) / 2))]]
+        left = [ladder[k] for k in order if not self.known(ladder[k].indices)]
+        if attempt < len(left):
+            return left[attempt].indices, left[attempt].origin
+        below = np.flatnonzero(latency < held)
+        edge = int(below[0]) if len(below) else len(ladder) - 1
+        return self._pick(edge, attempt)
+
+    def _levels(self) -> list[Solution]:
+        if not self._ladder:
+            self._ladder = list(ladder_of_solutions(self.pricer, self.losses, levels=LATENCY_LEVELS))
+        return self._ladder
+
+    def _keeps(self, gain: float) -> bool:
+        floor = self.problem.gain(self.problem.base_accuracy) - (self.problem.budget.max_drop or 0.0) / 100.0
+        return gain >= floor - 1e-12
+
+    # -- streams
+
+    def _pick(self, level: int, attempt: int) -> tuple[Indices, str] | None:
+        """Candidate number ``attempt`` of those of a stream that were not suggested yet, None at its end."""
+        stream = self._streams.get(level)
+        if stream is None:
+            source = self._candidates() if level < 0 else self._at_level(self._levels()[level])
+            stream = self._streams[level] = _Stream(self._fresh(source))
+        left = attempt
+        for k in range(LOOK + len(stream.found)):
+            if k == len(stream.found):
+                made = next(stream.source, None)
+                if made is None:
+                    return None
+                stream.found.append((*made, self.pricer.policy(made[0]).digest))
+            indices, origin, digest = stream.found[k]
+            if digest not in self._digests:
+                if left == 0:
+                    return indices, origin
+                left -= 1
+        return None
+
+    def _at_level(self, solution: Solution) -> Iterator[tuple[Indices, str]]:
+        yield solution.indices, solution.origin
+        yield from self._around(solution, at_most(self.problem.budget, solution.latency))
+
+    def _fresh(self, source: Iterator[tuple[Indices, str]]) -> Iterator[tuple[Indices, str]]:
+        """Each policy once, those that hold the budget by exact costs; ends when nothing new comes."""
+        seen, stale = set[str](), 0
+        for indices, origin in source:
+            digest = self.pricer.policy(indices).digest
+            stale = stale + 1 if digest in seen else 0
+            if stale > STALE:
+                return
+            if digest not in seen:
+                seen.add(digest)
+                if self._holds(indices):
+                    yield indices, origin
+
+
+def _take(source: Iterator[Indices], count: int) -> Iterator[Indices]:
+    for _, row in zip(range(count), source, strict=False):
+        yield row
+
+
+def _some(source: Iterator[tuple[Indices, str]], count: int) -> Iterator[tuple[Indices, str]]:
+    for _ in range(count):
+        found = next(source, None)
+        if found is not None:
+            yield found

@@ -1,0 +1,265 @@
+"""Joint search of all knobs: a surrogate over measured losses, moves along the budget. The default agent.
+
+After Hutter et al. 2011 (SMAC: local search on expected improvement) and White et al. 2021 (BANANAS:
+mutations of the best as candidates), on distances in the unit of measured losses.
+
+| differences from the papers | |
+|---|---|
+| surrogate | Gaussian process on roots of measured losses (`embedding`), not a forest or an ensemble: it starts as the separable model and learns where additivity fails |
+| candidates | exchange moves that stay at the budget; every candidate is repaired with exact costs |
+| start | policies of least summed loss at the budget and below, not random points |
+| front | every second suggestion promises most hypervolume; the others improve the best at the budget |
+| least latency | improvement in log latency times the probability of holding the drop |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import SequentialAgent
+from .contract import Budget, Problem
+from .design import initial_design, settle
+from .embedding import points
+from .loss_table import loss_table
+from .moves import Mover
+from .pareto import reference_gain
+from .pricing import Indices
+from .repair import anchors, random_feasible
+from .solver import ladder_of_solutions, reallocate
+from .surrogate import (
+    Hyper,
+    Surrogate,
+    Warp,
+    expected_area,
+    expected_improvement,
+    probability_above,
+    recent_and_best,
+)
+
+Floats = NDArray[np.float64]
+
+RAW, REPAIRED, ROUNDS, PARENTS = 48, 4, 2, 6
+#: Levels of the ladder of starts; spreads of the perturbed losses of a suggestion's allocations.
+LEVELS, SPREADS = 5, (0.0, 0.5)
+#: Outcomes between two choices of hyperparameters.
+EPOCH = 8
+#: One suggestion in so many looks at the whole front, the others at the budget.
+FRONT_EVERY = 2
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What one suggestion is after, inside ``budget``.
+
+    More than ``best`` (warped); with ``steps`` the most area beyond that staircase (`expected_area`); with
+    ``latency`` less than that.
+    """
+
+    budget: Budget
+    best: float
+    back: Warp
+    origin: str
+    latency: float | None = None
+    steps: tuple[Floats, Floats] | None = None
+
+
+class JointAgent(SequentialAgent):
+    """Mutates members of the front, keeps to the budget, and lets a surrogate choose what to evaluate."""
+
+    name = "joint"
+    summary = "measured losses, a surrogate for where they do not add up, moves along the budget (default)"
+
+    def __init__(self, problem: Problem, seed: int = 0) -> None:
+        super().__init__(problem, seed)
+        self.measured = loss_table(problem)
+        #: Amplitudes, see `embedding`: what allocations minimise the sum of.
+        self.losses = self.measured.tempered(0.5)
+        self.loss = self.losses.loss[:, 0]
+        self._starts = max(4, min(10, problem.evaluations // 6))
+        self._hypers: dict[int, Hyper] = {}
+
+    @cached_property
+    def design(self) -> list[tuple[Indices, str]]:
+        """First suggestions: least summed loss at the budget and at tighter latencies, uniform in between."""
+        levels = [(s.indices, s.origin) for s in ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)]
+        plain = initial_design(self.pricer, self.problem, most=self._starts)
+        mixed = [d for pair in zip_longest(levels, plain) for d in pair if d is not None]
+        return mixed[: self._starts]
+
+    def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
+        if attempt == 0 and number < self._starts:
+            start = next((d for d in self.design if not self.known(d[0])), None)
+            if start is not None:
+                return start
+        if len(self.told) < 3 or attempt > 1:
+            drawn = random_feasible(self.pricer, rng)
+            return None if drawn is None else (drawn, "random, repaired to the budget")
+        return self._searched(number, rng)
+
+    def _searched(self, number: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
+        gain = np.array([t.gain for t in self.told])
+        rows = recent_and_best(gain)
+        surrogate = self._surrogate(rows, gain)
+        surrogate.believe(points(self.measured, self.waiting()))
+        goal = self._goal(number, gain, np.array([t.latency for t in self.told]))
+        parents = self._parents(goal)
+        found: dict[bytes, tuple[float, Indices]] = {}
+        loss = self._marginal(parents[0], surrogate)
+        fresh = self._allocated(parents[0], goal, loss, rng)
+        for k in range(ROUNDS):
+            for score, row in self._round(parents, goal, surrogate, loss, [] if k else fresh, rng):
+                found[row.tobytes()] = (score, row)
+            ranked = sorted(found.values(), key=lambda p: (-p[0], p[1].tobytes()))
+            parents = np.stack([r for _, r in ranked[:3]] + list(parents[:2])) if ranked else parents
+        for _, row in ranked:
+            if not self.known(row):
+                return row, goal.origin
+        drawn = random_feasible(self.pricer, rng)
+        return None if drawn is None else (drawn, "random: every candidate was known")
+
+    # -- what is believed
+
+    def _surrogate(self, rows: NDArray[np.int64], gain: Floats) -> Surrogate:
+        """The surrogate of these outcomes; hyperparameters are those of the last full epoch."""
+        epoch = len(gain) // EPOCH * EPOCH
+        if epoch not in self._hypers:
+            early = gain[:epoch] if epoch else gain
+            known = recent_and_best(early)
+            fitted = Surrogate(self._points(known), Warp(early[known]).warp(early[known]))
+            if not epoch:
+                return fitted
+            self._hypers[epoch] = fitted.hyper
+        y = Warp(gain[rows]).warp(gain[rows])
+        return Surrogate(self._points(rows), y, self._hypers[epoch])
+
+    def _points(self, rows: NDArray[np.int64]) -> Floats:
+        return points(self.measured, np.stack([self.told[k].indices for k in rows]))
+
+    # -- what is wanted
+
+    def _goal(self, number: int, gain: Floats, at: Floats) -> Goal:
+        budget, problem = self.problem.budget, self.problem
+        base = float(self.pricer.latency(self.pricer.top[None])[0])
+        back = Warp(gain[recent_and_best(gain)])
+        if problem.objective == "latency":
+            floor = self._floor()
+            held = at[gain >= floor - 1e-12]
+            best = float(min(held.min(initial=np.inf), base))
+            level = best * (0.97, 0.9, 0.8, 0.65)[number % 4]
+            threshold = float(back.warp(np.array(floor)))
+            return Goal(_at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
+        held = np.array([t.feasible for t in self.told])
+        best = float(back.warp(gain[held].max())) if held.any() else float(back.warp(gain.min()))
+        if number % FRONT_EVERY == 0:
+            return Goal(budget, best, back, "joint: expected improvement at the budget")
+        top = min(base, budget.max_latency_ms or np.inf)
+        steps = _staircase(at[held], gain[held], reference_gain(problem))
+        least = max(float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), top / 4)
+        level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
+        origin = f"joint: more area, below {level:.4g} ms"
+        below = gain[held & (at <= level)]
+        lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
+        return Goal(_at_most(budget, level), lowest, back, origin, None, steps)
+
+    def _parents(self, goal: Goal) -> Indices:
+        """Best policies near the goal's latency (those above it are repaired down), (K, d)."""
+        level = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
+        ranked = sorted(self.told, key=lambda t: (t.latency > 1.3 * level, -t.gain, t.number))
+        if goal.latency is not None:
+            floor = self._floor()
+            ranked = sorted(self.told, key=lambda t: (-min(0.0, t.gain - floor), t.latency, t.number))
+        return np.stack([t.indices for t in ranked[:PARENTS]])
+
+    def _floor(self) -> float:
+        return self.problem.gain(self.problem.base_accuracy) - (self.problem.budget.max_drop or 0.0) / 100.0
+
+    # -- candidates
+
+    def _round(
+        self,
+        parents: Indices,
+        goal: Goal,
+        surrogate: Surrogate,
+        loss: Floats,
+        fresh: list[Indices],
+        rng: np.random.Generator,
+    ) -> list[tuple[float, Indices]]:
+        """One round of mutation, repair and scoring: (score, indices) of feasible candidates."""
+        mover = Mover(self.pricer, goal.budget, loss)
+        raw = np.unique(np.stack([mover.mutate(parents, rng) for _ in range(RAW)]), axis=0)
+        mean, std = surrogate.predict(points(self.measured, raw))
+        excess = self.pricer.excess(raw, goal.budget)
+        # Over the budget a candidate will lose in the repair, under it it will gain by growing: at this rate.
+        promise = expected_improvement(mean - mover.rate(parents[0]) * np.clip(excess, -1, 1), std, goal.best)
+        chosen = np.argsort(-promise, kind="stable")[:REPAIRED]
+        starts = [parents[0], *raw[chosen]]
+        repaired = [r for s in starts if (r := self._settled(s, goal, loss, rng)) is not None]
+        rows = np.concatenate([raw[excess <= 0], *(r[None] for r in (*repaired, *fresh))])
+        if not len(rows):
+            return []
+        return list(zip(self._score(rows, goal, surrogate).tolist(), rows, strict=True))
+
+    def _allocated(self, at: Indices, goal: Goal, loss: Floats, rng: np.random.Generator) -> list[Indices]:
+        """Allocations of least summed loss, the losses as the outcomes have it and somewhat perturbed."""
+        found = []
+        for spread in SPREADS:
+            factors = loss / self.loss * np.exp(rng.normal(0.0, spread, size=len(loss)))
+            point = reallocate(self.pricer, self.losses.scaled(factors), goal.budget, at)
+            if point is not None:
+                found.append(point)
+        return found
+
+    def _settled(self, start: Indices, goal: Goal, loss: Floats, rng: np.random.Generator) -> Indices | None:
+        return settle(self.pricer, start, goal.budget, loss * np.exp(rng.normal(0.0, 0.3, size=len(loss))))
+
+    def _marginal(self, at: Indices, surrogate: Surrogate) -> Floats:
+        """Predicted loss of each coordinate, top to bottom, around ``at``; at least a share of the prior."""
+        d = len(at)
+        high, low = np.repeat(at[None], d, axis=0), np.repeat(at[None], d, axis=0)
+        np.fill_diagonal(high, self.pricer.top)
+        np.fill_diagonal(low, 0)
+        mean, _ = surrogate.predict(points(self.measured, np.concatenate([high, low])))
+        predicted = mean[:d] - mean[d:]
+        unit = max(float(np.mean(np.maximum(predicted, 0.0))), 1e-9) / float(np.mean(self.loss))
+        return np.maximum(predicted, 0.05 * unit * self.loss)
+
+    def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
+        mean, std = surrogate.predict(points(self.measured, rows))
+        if goal.steps is not None:
+            top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
+            widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)
+            latency = self.pricer.latency(rows)
+            return expected_area(mean, std, latency, goal.steps, _finite(widest, latency), goal.back)
+        if goal.latency is None:
+            return expected_improvement(mean, std, goal.best)
+        saved = np.log(goal.latency / np.maximum(self.pricer.latency(rows), 1e-12))
+        return np.maximum(saved, 0.0) * probability_above(mean, std, goal.best)
+
+
+def _staircase(latency: Floats, gain: Floats, reference: float) -> tuple[Floats, Floats]:
+    """Latencies from which on a metric is reached, rising, and that metric; begins at the reference."""
+    order = np.lexsort((-gain, latency))
+    begins, reached = [0.0], [reference]
+    for k in order:
+        if gain[k] > reached[-1]:
+            begins.append(float(latency[k]))
+            reached.append(float(gain[k]))
+    return np.array(begins), np.array(reached)
+
+
+def _finite(top: float, latency: Floats) -> float:
+    return top if np.isfinite(top) else float(latency.max(initial=1e-12))
+
+
+def _at_most(budget: Budget, latency_ms: float) -> Budget:
+    limit = min(latency_ms, budget.max_latency_ms or np.inf)
+    return replace(budget, max_latency_ms=float(limit))
+
+
+__all__ = ["JointAgent"]

@@ -1,0 +1,277 @@
+"""One pool of evaluations: what is known of policies, kept for every search that could use it.
+
+An accuracy is a fact about a resolved policy under one task, one kind of numerics and one version of the
+compression (`Context`). The pool keeps the `Evidence` behind it in a store, so that a search, be it with
+another budget, agent, seed or target of the same numerics, takes what is there and computes what is missing.
+Whether the pool had a policy changes how long a search takes and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from compressors.policy import ResolvedPolicy
+from compressors.version import COMPRESSOR_VERSION
+
+from .errors import TailorbirdError
+from .evaluate import Evaluator, Finished, Job
+from .evidence import EVIDENCE_VERSION, Evidence, Score, judge
+
+if TYPE_CHECKING:
+    from .score import Scorer
+
+#: What `--pool` says where nothing is to be kept, and the variable that names another default place.
+OFF = "off"
+VARIABLE = "TAILORBIRD_POOL"
+#: Packages whose arithmetic an accuracy's last bits depend on.
+ARITHMETIC = ("torch", "numpy", "scipy", "tensorly")
+
+
+class StoreError(TailorbirdError):
+    """A store that cannot be read or written. The search goes on without it."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that an accuracy depends on besides the policy.
+
+    ``task``: `search.task.fingerprint`; ``network``: the traced graph's digest; ``numerics``: their key;
+    ``compressor``: versions of the compression and of the way it is scored; ``calibration``: digest of the
+    calibration data as the compression holds it; ``recovery``: what was trained after the compression;
+    ``arithmetic``: versions, instruction set and threads, which the last bits depend on.
+    """
+
+    task: str
+    network: str
+    numerics: str
+    compressor: str
+    calibration: str
+    arithmetic: str
+    recovery: str = "none"
+
+    def to_json(self) -> str:
+        """Canonical JSON text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (first 32 hex digits) of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
+
+    @classmethod
+    def of(cls, scorer: Scorer) -> Context:
+        """The context of what a scorer scores."""
+        from compressors.prefix import content
+
+        from .task import fingerprint
+
+        digest = hashlib.sha256()
+        for x in scorer.network.calibration:
+            digest.update(content(x))
+        return cls(
+            fingerprint(scorer.task),
+            scorer.network.structure.graph.digest,
+            scorer.numerics.key,
+            f"{COMPRESSOR_VERSION}/{EVIDENCE_VERSION}",
+            digest.hexdigest()[:32],
+            arithmetic(scorer.runtime),
+        )
+
+
+def arithmetic(runtime: bool) -> str:
+    """Versions, instruction set and threads of this process. ``runtime``: onnxruntime computes answers."""
+    from importlib import metadata
+
+    import torch
+
+    from .templates import runtime_key
+
+    versions = [f"{p} {metadata.version(p)}" for p in ARITHMETIC]
+    machine = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return "; ".join([*versions, f"onnxruntime {runtime_key()}" if runtime else "simulated", machine])
+
+
+class Store(ABC):
+    """Evidence by context and policy. `search.pool_testing.check_store` is its conformance suite.
+
+    Several processes may use one store at once. What is damaged counts as not there.
+    """
+
+    #: What a person should hear of: what was recovered when the store was opened or used.
+    notes: list[str]
+
+    @abstractmethod
+    def get(self, context: Context, policy: ResolvedPolicy) -> Evidence | None:
+        """What is known of a policy; None where nothing is. Raises StoreError."""
+
+    @abstractmethod
+    def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
+        """Add to what is known, which stays as it is. It is there for all once this returns.
+
+        Raises StoreError; what was known before is then still known.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give it free; more than once does no harm."""
+
+
+class Pool:
+    """The part of a store that one scorer can use; without a store nothing is known or kept.
+
+    ``tell`` hears of trouble, once: a store that fails is left alone from then on.
+
+    Attributes:
+        found: evaluations whose scores followed from what the pool knew.
+        computed: evaluations of which something, or everything, had to be computed.
+    """
+
+    def __init__(
+        self, store: Store | None, scorer: Scorer, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.scorer = scorer
+        self.found = self.computed = 0
+        self._store = store
+        self._readable = self._writable = store is not None
+        self._tell = tell
+        self._hear()
+
+    @cached_property
+    def context(self) -> Context:
+        """What this pool's evidence is about."""
+        return Context.of(self.scorer)
+
+    def known(self, policy: ResolvedPolicy) -> Evidence | None:
+        """What is known of a policy, None where nothing is."""
+        if self._store is None or not self._readable:
+            return None
+        try:
+            found = self._store.get(self.context, policy)
+        except StoreError as problem:
+            self._readable = self._writable = False
+            self._tell(f"{problem.message} The search goes on without it.")
+            return None
+        self._hear()
+        return found if found is None or found.fits(self.scorer.terms) else None
+
+    def learn(self, policy: ResolvedPolicy, evidence: Evidence) -> None:
+        """Keep what was found out about a policy."""
+        if self._store is None or not self._writable:
+            return
+        try:
+            self._store.put(self.context, policy, evidence)
+        except StoreError as problem:
+            self._writable = False
+            self._tell(f"{problem.message} What is found from now on is not kept.")
+        self._hear()
+
+    def verdict(self, job: Job) -> Finished | Job:
+        """A job's end, where it follows from what is known; else the job with what is known."""
+        known = self.known(job.policy)
+        verdict = None if known is None else judge(known, self.scorer.terms, job.bar)
+        if isinstance(verdict, Score):
+            self.found += 1
+            return Finished(job, verdict, evidence=known)
+        self.computed += 1
+        return replace(job, known=known)
+
+    def score(self, policy: ResolvedPolicy, bar: float | None = None) -> Score:
+        """As `Scorer.score`."""
+        known = self.known(policy)
+        score, evidence = self.scorer.examined(policy, bar, known)
+        if evidence != known:
+            self.learn(policy, evidence)
+        return score
+
+    def close(self) -> None:
+        """Give the store free."""
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def summary(self) -> str:
+        """One line for a person; "" where nothing was asked of it."""
+        total = self.found + self.computed
+        if self._store is None or not total:
+            return ""
+        kept = "" if self._writable else ", not all of which could be kept"
+        return f"{self.found} of {total} evaluations were known, {self.computed} computed{kept}"
+
+    def _hear(self) -> None:
+        while self._store is not None and self._store.notes:
+            self._tell(self._store.notes.pop(0))
+
+
+class PooledEvaluator(Evaluator):
+    """An evaluator before which the pool is asked, and which adds to it.
+
+    This process alone reads and writes the pool; workers are sent what is known and send back what they
+    found.
+    """
+
+    def __init__(self, inner: Evaluator, pool: Pool) -> None:
+        self.inner = inner
+        self.pool = pool
+        self.workers = inner.workers
+        self._ready: deque[Finished] = deque()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        missing = []
+        for job in jobs:
+            verdict = self.pool.verdict(job)
+            if isinstance(verdict, Finished):
+                self._ready.append(verdict)
+            else:
+                missing.append(verdict)
+        if missing:
+            self.inner.submit(missing)
+
+    def completed(self) -> list[Finished]:
+        if self._ready:
+            found = list(self._ready)
+            self._ready.clear()
+            return found
+        return [self._kept(f) for f in self.inner.completed()]
+
+    def close(self) -> None:
+        self.inner.close()
+        self.pool.close()
+
+    def _kept(self, finished: Finished) -> Finished:
+        if finished.evidence is not None and finished.evidence != finished.job.known:
+            self.pool.learn(finished.job.policy, finished.evidence)
+        return replace(finished, job=replace(finished.job, known=None))
+
+
+def open_pool(place: str | None, scorer: Scorer, tell: Callable[[str], None] = lambda text: None) -> Pool:
+    """The pool at ``place``: a file's path, "off" for none, None for the usual place.
+
+    A place that cannot be used is told of, and the pool is then an empty one that keeps nothing.
+    """
+    from .pool_sqlite import SqliteStore, usual_place
+
+    if place == OFF:
+        return Pool(None, scorer, tell)
+    try:
+        store = SqliteStore(usual_place() if place is None else place)
+    except StoreError as problem:
+        tell(f"{problem.message} The search goes on without it.")
+        return Pool(None, scorer, tell)
+    return Pool(store, scorer, tell)
+
+
+__all__ = [
+    "Context",
+    "Pool",
+    "PooledEvaluator",
+    "Store",
+    "StoreError",
+    "open_pool",
+]

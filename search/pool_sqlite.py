@@ -1,0 +1,244 @@
+"""The embedded store of evaluations: one SQLite file, shared by the processes of one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from compressors.policy import ResolvedPolicy
+
+from .evidence import Evidence
+from .pool import OFF, VARIABLE, Context, Store, StoreError
+
+R = TypeVar("R")
+
+#: Raised with every change of the tables; files of another version are left alone.
+SCHEMA_VERSION = 1
+#: Seconds to wait for another process that writes.
+PATIENCE = 20.0
+#: Bytes a stored document may have unpacked: what is larger is not ours.
+LARGEST = 4 << 20
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS contexts (
+    id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, document TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS evidence (
+    context INTEGER NOT NULL, policy TEXT NOT NULL, document BLOB NOT NULL, evidence BLOB NOT NULL,
+    PRIMARY KEY (context, policy));
+"""
+
+
+def usual_place() -> str:
+    """Where the pool is: what TAILORBIRD_POOL names, else `tailorbird/pool.sqlite` under the user's data."""
+    import platformdirs
+
+    own = os.environ.get(VARIABLE)
+    return own if own else str(Path(platformdirs.user_data_dir("tailorbird")) / "pool.sqlite")
+
+
+class SqliteStore(Store):
+    """Evidence in a file, in write-ahead mode: readers and one writer do not wait for each other.
+
+    Documents are zlib streams, whose checksums tell when a page went bad. A file that SQLite finds damaged
+    is moved aside, and what can be read of it is taken over.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.notes: list[str] = []
+        self._contexts: dict[str, int] = {}
+        self._connection: sqlite3.Connection | None = None
+        with self._told("open"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with _alone(self.path):  # SQLite does not wait its turn to turn a new file into a shared one
+                    self._connection = _opened(self.path)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                self._recover()
+
+    def get(self, context: Context, policy: ResolvedPolicy) -> Evidence | None:
+        def read(connection: sqlite3.Connection) -> Evidence | None:
+            row = connection.execute(
+                "SELECT evidence FROM evidence JOIN contexts ON contexts.id = evidence.context "
+                "WHERE contexts.digest = ? AND policy = ?",
+                (context.digest, policy.digest),
+            ).fetchone()
+            return None if row is None else _evidence(row[0])
+
+        return self._safely("read", read)
+
+    def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
+        document = zlib.compress(json.dumps(policy.to_dict(), separators=(",", ":")).encode())
+
+        def write(connection: sqlite3.Connection) -> None:
+            with _transaction(connection):
+                number = self._context(connection, context)
+                held = connection.execute(
+                    "SELECT evidence FROM evidence WHERE context = ? AND policy = ?", (number, policy.digest)
+                ).fetchone()
+                before = None if held is None else _evidence(held[0])
+                after = evidence if before is None else before.merged(evidence)
+                if after != before:
+                    text = json.dumps(after.to_dict(), separators=(",", ":"))
+                    connection.execute(
+                        "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?, ?)",
+                        (number, policy.digest, document, zlib.compress(text.encode())),
+                    )
+
+        self._safely("write", write)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _context(self, connection: sqlite3.Connection, context: Context) -> int:
+        row = connection.execute("SELECT id FROM contexts WHERE digest = ?", (context.digest,)).fetchone()
+        if row is None:
+            added = connection.execute(
+                "INSERT INTO contexts (digest, document) VALUES (?, ?)", (context.digest, context.to_json())
+            )
+            return int(added.lastrowid or 0)
+        return int(row[0])
+
+    # -- when something is wrong
+
+    def _safely(self, action: str, do: Callable[[sqlite3.Connection], R]) -> R:
+        """Do something with the file; once more behind a recovery where the file is damaged."""
+        with self._told(action):
+            if self._connection is None:
+                raise sqlite3.ProgrammingError("it is closed")
+            try:
+                return do(self._connection)
+            except (sqlite3.OperationalError, sqlite3.IntegrityError, sqlite3.ProgrammingError):
+                raise
+            except sqlite3.DatabaseError:
+                self._recover()
+                return do(self._connection)
+
+    @contextlib.contextmanager
+    def _told(self, action: str) -> Iterator[None]:
+        """Turns what SQLite and the system say into one clear error."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as problem:
+            what = problem.strerror if isinstance(problem, OSError) else str(problem)
+            raise StoreError(
+                f"cannot {action} the pool of evaluations {str(self.path)!r}: {what}."
+            ) from problem
+
+    def _recover(self) -> None:
+        """Move the damaged file aside and take over what can be read of it."""
+        self.close()
+        with _alone(self.path):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                self._connection = _opened(self.path, whole=True)
+                return  # another process was quicker
+            aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+            self.path.replace(aside)
+            for ending in ("-wal", "-shm"):
+                beside = self.path.with_name(self.path.name + ending)
+                if beside.exists():
+                    beside.replace(aside.with_name(aside.name + ending))
+            self._connection = _opened(self.path)
+            rows = _salvaged(aside, self._connection)
+        self.notes.append(
+            f"{str(self.path)!r} was damaged: {rows} evaluations could be read and were taken over, "
+            f"the damaged file is {aside.name!r} now"
+        )
+
+
+def _opened(path: Path, whole: bool = False) -> sqlite3.Connection:
+    """A connection to a file with our tables. ``whole``: check every page. Raises sqlite3.DatabaseError."""
+    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise sqlite3.OperationalError(f"it is of version {version}, this program's is {SCHEMA_VERSION}")
+        if version == 0:
+            with _transaction(connection):
+                for statement in _TABLES.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("SELECT count(*) FROM contexts").fetchone()
+        if whole and connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("damaged pages")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Reading and writing as one: no other process writes in between."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time makes or recovers the file."""
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _salvaged(damaged: Path, into: sqlite3.Connection) -> int:
+    """Copy every sound row that can still be read; returns how many."""
+    rows = 0
+    old = sqlite3.connect(damaged, isolation_level=None)
+    try:
+        with contextlib.suppress(sqlite3.DatabaseError), _transaction(into):
+            for row in _readable(old, "SELECT id, digest, document FROM contexts"):
+                into.execute("INSERT OR IGNORE INTO contexts VALUES (?, ?, ?)", row)
+            for row in _readable(old, "SELECT context, policy, document, evidence FROM evidence"):
+                if _evidence(row[3]) is not None:
+                    into.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?)", row)
+                    rows += 1
+    finally:
+        old.close()
+    return rows
+
+
+def _readable(connection: sqlite3.Connection, query: str) -> Iterator[tuple[object, ...]]:
+    """Rows up to the first that cannot be read."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        yield from connection.execute(query)
+
+
+def _evidence(blob: object) -> Evidence | None:
+    """A stored document; None where it is damaged or of another version."""
+    if not isinstance(blob, bytes):
+        return None
+    try:
+        unpacking = zlib.decompressobj()
+        text = unpacking.decompress(blob, LARGEST)
+        return Evidence.from_dict(json.loads(text)) if unpacking.eof else None
+    except (zlib.error, ValueError):
+        return None
+
+
+__all__ = ["OFF", "SqliteStore", "usual_place"]
