@@ -25,7 +25,8 @@ from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
-from .loss_table import loss_table
+from .ladder import ladder, nearest_first
+from .loss_table import LossTable, loss_table
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
@@ -80,12 +81,23 @@ class JointAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.measured = loss_table(problem)
-        #: Amplitudes, see `embedding`: what allocations minimise the sum of.
-        self.losses = self.measured.tempered(0.5)
+        self.measured, self.losses = self._tables(self._reference())
         self.loss = self.losses.loss[:, 0]
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
+
+    def _reference(self) -> Indices:
+        """The largest uniform policy inside the budget, of the lowest precision; else nothing compressed."""
+        rungs = nearest_first(ladder(self.pricer))
+        return rungs[0].indices if rungs else self.pricer.top
+
+    def _tables(self, at: Indices) -> tuple[LossTable, LossTable]:
+        """Losses around a policy, for distances, and what allocations minimise the sum of."""
+        if self.problem.losses_around is None:
+            table = loss_table(self.problem)
+            return table, table.tempered(0.5)  # amplitudes, see `embedding`
+        table = loss_table(self.problem, self.problem.losses_around([int(v) for v in at]))
+        return table, table
 
     @cached_property
     def design(self) -> list[tuple[Indices, str]]:
@@ -157,7 +169,7 @@ class JointAgent(SequentialAgent):
             level = best * (0.97, 0.9, 0.8, 0.65)[number % 4]
             threshold = float(back.warp(np.array(floor)))
             return Goal(_at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
-        held = np.array([t.feasible for t in self.told])
+        held = np.array([t.feasible for t in self.told], dtype=bool)
         best = float(back.warp(gain[held].max())) if held.any() else float(back.warp(gain.min()))
         if number % FRONT_EVERY == 0:
             return Goal(budget, best, back, "joint: expected improvement at the budget")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .setup import Setup
 
 #: Part of every file's key; raised with every change to how losses are measured.
-VERSION = 1
+VERSION = 2
 #: Kind of the journal's event that holds a run's losses.
 EVENT = "losses"
 
@@ -44,18 +44,36 @@ def measured_once(setup: Setup) -> Losses:
     """Losses by coordinate name, (values,) each, nats a sample; from the cache folder if they are there."""
     from compressors.sensitivity import measured_losses
 
-    path = losses_folder() / f"{losses_key(setup.task, setup.space)}.json"
+    def measure() -> Losses:
+        classes = class_axes(setup.task, setup.space)
+        return measured_losses(setup.scorer.network, setup.space, classes=classes)
+
+    return _cached(setup, None, measure)
+
+
+def measured_around(setup: Setup, at: Sequence[int]) -> Losses:
+    """As `measured_once`, with the other coordinates at the value indices ``at`` (d,)."""
+    from compressors.sensitivity import losses_around
+
+    def measure() -> Losses:
+        classes = class_axes(setup.task, setup.space)
+        return losses_around(setup.scorer.network, setup.space, at, classes=classes)
+
+    return _cached(setup, at, measure)
+
+
+def _cached(setup: Setup, at: Sequence[int] | None, measure: Callable[[], Losses]) -> Losses:
+    path = losses_folder() / f"{losses_key(setup.task, setup.space, at)}.json"
     found = read_losses(path, setup.space)
     if found is None:
-        classes = class_axes(setup.task, setup.space)
-        found = measured_losses(setup.scorer.network, setup.space, classes=classes)
+        found = measure()
         with contextlib.suppress(OSError):  # only a cache
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps(_plain(found)))
     return found
 
 
-def losses_key(task: Task, space: PolicySpace) -> str:
+def losses_key(task: Task, space: PolicySpace, at: Sequence[int] | None = None) -> str:
     """What measured losses depend on, as a file's name: task, space, numerics, and the code that measures."""
     from importlib import metadata
 
@@ -64,6 +82,7 @@ def losses_key(task: Task, space: PolicySpace) -> str:
     able = space.abilities
     parts = [
         VERSION,
+        None if at is None else [int(v) for v in at],
         metadata.version("tailorbird"),
         torch.__version__,
         torch.get_num_threads(),
@@ -117,17 +136,25 @@ def as_losses(document: Any, space: PolicySpace) -> Losses | None:
 
 
 def journalled(setup: Setup, journal: Journal) -> None:
-    """Take a run's losses from its journal, or have them written there once somebody asks for them."""
-    held = next((r.data for r in journal.records if r.kind == "event" and r.data.get("kind") == EVENT), None)
-    known = None if held is None else as_losses(held.get(EVENT), setup.space)
-    if known is not None:
-        setup.known_losses = known
-    else:
-        setup.tell_losses = lambda losses: journal.append("event", {"kind": EVENT, EVENT: _plain(losses)})
+    """Take a run's losses from its journal, and have those written there that somebody asks for."""
+    for r in journal.records:
+        if r.kind != "event" or r.data.get("kind") != EVENT:
+            continue
+        losses, at = as_losses(r.data.get(EVENT), setup.space), r.data.get("around")
+        if losses is not None and at is None:
+            setup.known_losses = losses
+        elif losses is not None and isinstance(at, list):
+            setup.known_around[tuple(int(v) for v in at)] = losses
+
+    def tell(losses: Losses, at: tuple[int, ...] | None) -> None:
+        where = {} if at is None else {"around": list(at)}
+        journal.append("event", {"kind": EVENT, **where, EVENT: _plain(losses)})
+
+    setup.tell_losses = tell
 
 
 def _plain(losses: Losses) -> dict[str, list[float]]:
     return {name: [float(v) for v in values] for name, values in losses.items()}
 
 
-__all__ = ["class_axes", "journalled", "losses_folder", "losses_key", "measured_once"]
+__all__ = ["class_axes", "journalled", "losses_folder", "losses_key", "measured_around", "measured_once"]

@@ -56,8 +56,9 @@ class Setup:
     build_note: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     known_losses: Losses | None = None
+    known_around: dict[tuple[int, ...], Losses] = field(default_factory=dict)
     #: Called with the losses once they are known, unless a journal held them.
-    tell_losses: Callable[[Losses], object] | None = None
+    tell_losses: Callable[[Losses, tuple[int, ...] | None], object] | None = None
 
     @property
     def problem(self) -> Problem:
@@ -70,6 +71,7 @@ class Setup:
             higher_is_better=self.task.metric.higher_is_better,
             objective=self.config.objective,
             losses=self.losses,
+            losses_around=self.losses_around,
             evaluations=self.config.evaluations,
             estimates=self.estimates if self.estimator is not None else None,
         )
@@ -81,10 +83,24 @@ class Setup:
 
             start = time.perf_counter()
             self.known_losses = measured_once(self)
-            self.timings["sensitivity"] = time.perf_counter() - start
-            if self.tell_losses is not None:
-                self.tell_losses(self.known_losses)
+            self._told(self.known_losses, None, start)
         return self.known_losses
+
+    def losses_around(self, at: Sequence[int]) -> Losses:
+        """As `losses`, with the other coordinates at the value indices ``at`` (d,)."""
+        key = tuple(int(v) for v in at)
+        if key not in self.known_around:
+            from .sensitivity import measured_around
+
+            start = time.perf_counter()
+            self.known_around[key] = measured_around(self, key)
+            self._told(self.known_around[key], key, start)
+        return self.known_around[key]
+
+    def _told(self, losses: Losses, at: tuple[int, ...] | None, start: float) -> None:
+        self.timings["sensitivity"] = self.timings.get("sensitivity", 0.0) + time.perf_counter() - start
+        if self.tell_losses is not None:
+            self.tell_losses(losses, at)
 
     def estimates(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
         """Quick estimates of what `costs` gives, by which agents propose."""

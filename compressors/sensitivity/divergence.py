@@ -7,11 +7,12 @@ What an output holds is told by the network and its answers on calibration data,
 | integers | 1 where it differs, else 0 |
 | behind a softmax | KL divergence of the two distributions |
 | behind a sigmoid | sum over the channels of the KL divergence of the two Bernoulli distributions |
-| (N, C >= 2) that looks like class scores, or said to be | KL divergence of the two softmaxes |
+| (N, C >= 2) that looks like class scores, or said to be | KL divergence of the softmaxes, see below |
 | anything else: values, embeddings, images | half the squared difference in units of the variance |
 
 The last is the divergence of two Gaussians that are as wide as the answers themselves vary over the samples:
-normalised mean squared error, by halves. Answers of several positions (pixels, tokens) count their mean,
+normalised mean squared error, by halves. Softmaxes are taken at the temperature of the scores' spread (as in
+distillation, Hinton et al. 2015): at 1 a confident network's answers hide what a change does to them. Answers of several positions (pixels, tokens) count their mean,
 several outputs their sum. (N, C) does not look like class scores where all rows are equally long, as of
 normalised embeddings, or where their softmaxes are next to uniform.
 """
@@ -41,7 +42,10 @@ WORST = 1e3
 
 @dataclass(frozen=True)
 class Output:
-    """What one output holds; ``axis``: its classes or channels; ``scale``: variance of its values."""
+    """What one output holds; ``axis``: its classes or channels.
+
+    ``scale``: variance of values; temperature at which class scores are compared.
+    """
 
     kind: Kind
     axis: int = 1
@@ -67,7 +71,7 @@ def _told(graph: Graph, name: str, value: Tensor, axis: int | None) -> Output:
     judged = _judged(graph, name, value)
     if judged.kind in ("labels", "probabilities", "independent"):
         return judged
-    return _values(value) if axis is None else Output("scores", axis % value.dim())
+    return _values(value) if axis is None else _classes(value, axis % value.dim())
 
 
 def _judged(graph: Graph, name: str, value: Tensor) -> Output:
@@ -75,12 +79,18 @@ def _judged(graph: Graph, name: str, value: Tensor) -> Output:
         return Output("labels")
     node = graph.producer.get(name)
     if node is not None and node.op in ("softmax", "log_softmax"):
-        kind: Kind = "probabilities" if node.op == "softmax" else "scores"
-        return Output(kind, node.attrs["axis"] % value.dim())
+        axis = node.attrs["axis"] % value.dim()
+        return Output("probabilities", axis) if node.op == "softmax" else _classes(value, axis)
     if node is not None and node.op == "sigmoid" and value.dim() > 1:
         return Output("independent")
     scores = value.dim() == 2 and value.shape[1] > 1 and _looks_like_scores(value.double())
-    return Output("scores") if scores else _values(value)
+    return _classes(value, 1) if scores else _values(value)
+
+
+def _classes(value: Tensor, axis: int) -> Output:
+    """Class scores along ``axis``, at a temperature at which their differences are of the order of one."""
+    spread = (value.double() - value.double().mean(axis, keepdim=True)).square().mean().sqrt()
+    return Output("scores", axis, max(1.0, float(spread)))
 
 
 def _values(value: Tensor) -> Output:
@@ -114,7 +124,7 @@ def _labels(output: Output, old: Tensor, new: Tensor) -> Tensor:
 
 
 def _scores(output: Output, old: Tensor, new: Tensor) -> Tensor:
-    p, q = (x.double().log_softmax(output.axis) for x in (old, new))
+    p, q = ((x.double() / output.scale).log_softmax(output.axis) for x in (old, new))
     return F.kl_div(q, p, reduction="none", log_target=True).sum(output.axis)
 
 

@@ -187,7 +187,10 @@ def _likelihood(output: Output, value: Tensor, against: Callable[[Output, Tensor
     if output.kind == "labels":
         return torch.zeros(value.shape, dtype=torch.float64)
     log = value.double()
-    log = log.clamp_min(1e-12).log() if output.kind == "probabilities" else log.log_softmax(output.axis)
+    if output.kind == "probabilities":
+        log = log.clamp_min(1e-12).log()
+    else:
+        log = (log / output.scale).log_softmax(output.axis)
     return -log.gather(output.axis, against(output, log))
 
 
