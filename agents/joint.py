@@ -27,7 +27,7 @@ from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
 from .ladder import ladder, nearest_first
-from .loss_table import LossTable, loss_table
+from .loss_table import LossTable, loss_table, separable_loss
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
@@ -51,6 +51,12 @@ LEVELS, SPREADS = 5, (0.0, 0.5)
 #: Coordinates that a suggestion at the budget may change at first and at least, by how much that grows with a
 #: success, and after how many failures in a row it shrinks.
 REACH, LEAST_REACH, GROW, FAILURES = 8.0, 2.0, 1.5, 3
+#: Share of the surrogate's standard deviation that counts: what was measured leaves little to explore.
+CAUTION = 0.15
+#: Candidates that are priced exactly for one suggestion, at most.
+TRIES = 4
+#: Parents that a suggestion stays near, and its summed loss at most in units of the largest of theirs.
+LEADERS, SLACK = 3, 1.15
 #: After how many outcomes, in numbers of starts, losses are measured again, around the best policy at this
 #: share of the latency; and how many levels are allocated then.
 REFERENCES, RENEWED = ((2, 1.0), (3, 0.7), (6, 1.0)), 3
@@ -153,24 +159,51 @@ class JointAgent(SequentialAgent):
 
     def _searched(self, number: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
         gain = np.array([t.gain for t in self.told])
-        rows = recent_and_best(gain)
-        surrogate = self._surrogate(rows, gain)
+        surrogate = self._surrogate(recent_and_best(gain), gain)
         surrogate.believe(points(self.losses, self.waiting()))
-        goal = self._goal(number, gain, np.array([t.latency for t in self.told]))
+        latency = np.array([t.latency for t in self.told])
+        for turn in (number, number + 1):
+            found = self._best_of(self._goal(turn, gain, latency), surrogate, rng)
+            if found is not None:
+                return found
+        return self._perturbed(rng)
+
+    def _perturbed(self, rng: np.random.Generator) -> tuple[Indices, str] | None:
+        """An allocation by losses that are perturbed until it is new, at a latency below the budget's."""
+        start = max((t for t in self.told if t.feasible), key=lambda t: t.gain, default=self.told[0]).indices
+        for spread in (0.3, 0.6, 1.0, 1.5):
+            factors = np.exp(rng.normal(0.0, spread, size=len(self.loss)))
+            budget = at_most(self.problem.budget, float(rng.uniform(0.6, 1.0)) * self._top)
+            point = reallocate(self.pricer, self.losses.scaled(factors), budget, start)
+            held = None if point is None else self._held(point)
+            if held is not None and not self.known(held):
+                return held, f"joint: allocation by losses perturbed by e^{spread:g}"
+        drawn = random_feasible(self.pricer, rng)
+        return None if drawn is None else (drawn, "random: every candidate was known")
+
+    def _best_of(
+        self, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
+    ) -> tuple[Indices, str] | None:
+        """The most promising candidate that is new and holds the budget by exact costs; None of none."""
         parents = self._parents(goal)
-        found: dict[bytes, tuple[float, Indices]] = {}
         loss = self._marginal(parents[0], surrogate)
+        # Far from all that is good a surrogate is sure of nothing, which is no reason to go there.
+        most = SLACK * float(separable_loss(self.losses, parents[:LEADERS]).max())
         fresh = self._allocated(parents[0], goal, loss, rng)
+        found: dict[bytes, tuple[float, Indices]] = {}
+        ranked: list[tuple[float, Indices]] = []
         for k in range(ROUNDS):
-            for score, row in self._round(parents, goal, surrogate, loss, [] if k else fresh, rng):
+            for score, row in self._round(parents, goal, surrogate, loss, [] if k else fresh, most, rng):
                 found[row.tobytes()] = (score, row)
             ranked = sorted(found.values(), key=lambda p: (-p[0], p[1].tobytes()))
             parents = np.stack([r for _, r in ranked[:3]] + list(parents[:2])) if ranked else parents
-        for _, row in ranked:
-            if not self.known(row):
-                return row, goal.origin
-        drawn = random_feasible(self.pricer, rng)
-        return None if drawn is None else (drawn, "random: every candidate was known")
+        for _, row in [(v, r) for v, r in ranked if not self.known(r)][:TRIES]:
+            held = self._held(row)
+            if held is None or self.known(held):
+                continue
+            if separable_loss(self.losses, held[None])[0] <= most:
+                return held, goal.origin
+        return None
 
     # -- what is believed
 
@@ -241,6 +274,7 @@ class JointAgent(SequentialAgent):
         surrogate: Surrogate,
         loss: Floats,
         fresh: list[Indices],
+        most: float,
         rng: np.random.Generator,
     ) -> list[tuple[float, Indices]]:
         """One round of mutation, repair and scoring: (score, indices) of feasible candidates."""
@@ -254,8 +288,9 @@ class JointAgent(SequentialAgent):
         starts = [parents[0], *raw[chosen]]
         repaired = [r for s in starts if (r := self._settled(s, goal, loss, rng)) is not None]
         rows = np.concatenate([raw[excess <= 0], *(r[None] for r in (*repaired, *fresh))])
+        rows = rows[separable_loss(self.losses, rows) <= most]
         if goal.steps is None:
-            rows = self._near(rows, parents)
+            rows = self._near(rows, parents[:LEADERS])
         if not len(rows):
             return []
         return list(zip(self._score(rows, goal, surrogate).tolist(), rows, strict=True))
@@ -309,6 +344,7 @@ class JointAgent(SequentialAgent):
 
     def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
         mean, std = surrogate.predict(points(self.losses, rows))
+        std = CAUTION * std
         if goal.steps is not None:
             top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
             widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)
