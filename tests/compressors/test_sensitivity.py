@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compressors.apply import Network, batched, folded_network
+from compressors.execute import compute
+from compressors.graph import Graph, Node
 from compressors.policy import FLOAT
 from compressors.recalibrate import recalibrate
 from compressors.resolve import Numerics
@@ -61,10 +65,12 @@ def test_only_what_follows_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(network_of("residual"), space_of("residual"), samples=SAMPLES)
     reference, nodes = reference_of(plan), len(plan.changes.graph.nodes)
     ran: list[str] = []
-    from compressors.sensitivity import suffix
 
-    real = suffix.compute
-    monkeypatch.setattr(suffix, "compute", lambda g, n, *rest: (ran.append(n.name), real(g, n, *rest))[1])
+    def noted(graph: Graph, node: Node, *rest: Any) -> Sequence[Tensor]:
+        ran.append(node.name)
+        return compute(graph, node, *rest)
+
+    monkeypatch.setattr("compressors.sensitivity.suffix.compute", noted)
     names = [c.name for c in plan.space.choices]
     counts = []
     for name in ("rank:units.0.conv1.0", "rank:units.1.conv1.0", "rank:units.3.conv2.0"):
@@ -242,7 +248,8 @@ class Ends(nn.Module):
 
 class Long(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x / x.norm(dim=1, keepdim=True)
+        found: Tensor = x / x.norm(dim=1, keepdim=True)
+        return found
 
 
 @pytest.mark.parametrize(

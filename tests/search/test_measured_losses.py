@@ -192,7 +192,7 @@ def test_results_explain_the_picked_policy(tmp_path: Path) -> None:
     (losses,) = journalled(tmp_path / "run")
     for row in rows:
         if row["kind"] != "fixed" and row["value"] != "gone":
-            assert min(abs(row["risk"] - v) for v in losses[row["name"]]) < 1e-12  # type: ignore[operator]
+            assert min(abs(row["risk"] - v) for v in losses[row["name"]]) < 1e-12
             step = row["step_up"]
             assert step is None or step["risk"] is not None
     point = next(p for p in results["points"] if p["picked"])
