@@ -25,7 +25,8 @@ from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
-from .loss_table import loss_table
+from .ladder import ladder, nearest_first
+from .loss_table import LossTable, loss_table
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
@@ -46,6 +47,9 @@ Floats = NDArray[np.float64]
 RAW, REPAIRED, ROUNDS, PARENTS = 48, 4, 2, 6
 #: Levels of the ladder of starts; spreads of the perturbed losses of a suggestion's allocations.
 LEVELS, SPREADS = 5, (0.0, 0.5)
+#: Coordinates that a suggestion at the budget may change at first and at least, by how much that grows with a
+#: success, and after how many failures in a row it shrinks.
+REACH, LEAST_REACH, GROW, FAILURES = 8.0, 2.0, 1.5, 3
 #: Outcomes between two choices of hyperparameters.
 EPOCH = 8
 #: One suggestion in so many looks at the whole front, the others at the budget.
@@ -77,12 +81,23 @@ class JointAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.measured = loss_table(problem)
-        #: Amplitudes, see `embedding`: what allocations minimise the sum of.
-        self.losses = self.measured.tempered(0.5)
+        self.measured, self.losses = self._tables(self._reference())
         self.loss = self.losses.loss[:, 0]
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
+
+    def _reference(self) -> Indices:
+        """The largest uniform policy inside the budget, of the lowest precision; else nothing compressed."""
+        rungs = nearest_first(ladder(self.pricer))
+        return rungs[0].indices if rungs else self.pricer.top
+
+    def _tables(self, at: Indices) -> tuple[LossTable, LossTable]:
+        """Losses around a policy, for distances, and what allocations minimise the sum of."""
+        if self.problem.losses_around is None:
+            table = loss_table(self.problem)
+            return table, table.tempered(0.5)  # amplitudes, see `embedding`
+        table = loss_table(self.problem, self.problem.losses_around([int(v) for v in at]))
+        return table, table
 
     @cached_property
     def design(self) -> list[tuple[Indices, str]]:
@@ -97,7 +112,7 @@ class JointAgent(SequentialAgent):
             start = next((d for d in self.design if not self.known(d[0])), None)
             if start is not None:
                 return start
-        if len(self.told) < 3 or attempt > 1:
+        if len(self.told) < 3 or attempt > 2:
             drawn = random_feasible(self.pricer, rng)
             return None if drawn is None else (drawn, "random, repaired to the budget")
         return self._searched(number, rng)
@@ -154,13 +169,17 @@ class JointAgent(SequentialAgent):
             level = best * (0.97, 0.9, 0.8, 0.65)[number % 4]
             threshold = float(back.warp(np.array(floor)))
             return Goal(_at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
-        held = np.array([t.feasible for t in self.told])
+        held = np.array([t.feasible for t in self.told], dtype=bool)
         best = float(back.warp(gain[held].max())) if held.any() else float(back.warp(gain.min()))
         if number % FRONT_EVERY == 0:
             return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = min(base, budget.max_latency_ms or np.inf)
-        steps = _staircase(at[held], gain[held], reference_gain(problem))
-        least = max(float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), top / 4)
+        reference = reference_gain(problem)
+        steps = _staircase(at[held], gain[held], reference)
+        counting = at[held & (gain > reference)]
+        least = max(
+            float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), 0.85 * counting.min(initial=top)
+        )
         level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
         origin = f"joint: more area, below {level:.4g} ms"
         below = gain[held & (at <= level)]
@@ -201,9 +220,34 @@ class JointAgent(SequentialAgent):
         starts = [parents[0], *raw[chosen]]
         repaired = [r for s in starts if (r := self._settled(s, goal, loss, rng)) is not None]
         rows = np.concatenate([raw[excess <= 0], *(r[None] for r in (*repaired, *fresh))])
+        if goal.steps is None:
+            rows = self._near(rows, parents)
         if not len(rows):
             return []
         return list(zip(self._score(rows, goal, surrogate).tolist(), rows, strict=True))
+
+    def _near(self, rows: Indices, parents: Indices) -> Indices:
+        """Rows that change few coordinates of a parent: far away the surrogate's best is its worst error.
+
+        How many follows from the outcomes: more after a success, fewer after failures (a trust region, as in
+        TuRBO, Eriksson et al. 2019, counted in coordinates).
+        """
+        changed = (rows[:, None] != parents[None]).sum(2).min(1, initial=len(self.loss))
+        found: Indices = rows[changed <= self._reach()]
+        return found
+
+    def _reach(self) -> float:
+        reach, failures, best = REACH, 0, -np.inf
+        for t in self.told:
+            if t.number >= self._starts and t.number % FRONT_EVERY == 0:
+                failures = 0 if t.gain > best else failures + 1
+                reach *= GROW if t.gain > best else 1.0
+                if failures == FAILURES:
+                    reach, failures = reach / GROW, 0
+                reach = float(np.clip(reach, LEAST_REACH, len(self.loss)))
+            if t.feasible:
+                best = max(best, t.gain)
+        return reach
 
     def _allocated(self, at: Indices, goal: Goal, loss: Floats, rng: np.random.Generator) -> list[Indices]:
         """Allocations of least summed loss, the losses as the outcomes have it and somewhat perturbed."""

@@ -19,9 +19,15 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "JointAgent",
         "measured losses, a surrogate for where they do not add up, moves along the budget (default)",
     ),
-    "tpe": ("agents.optuna_agents", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
-    "gp": ("agents.optuna_agents", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
-    "nsga2": ("agents.optuna_agents", "Nsga2Agent", "NSGA-II over accuracy and latency (Optuna)"),
+    "tpe": ("agents.tpe", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
+    "gp": ("agents.gp", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
+    "cmaes": ("agents.cmaes", "CmaesAgent", "CMA-ES warm-started from the best known (Optuna's cmaes)"),
+    "nsga2": ("agents.nsga2", "Nsga2Agent", "NSGA-II over accuracy and latency (Optuna)"),
+    "evolution": (
+        "agents.evolution",
+        "EvolutionAgent",
+        "evolutionary search over a learned predictor (OFA, APQ)",
+    ),
     "exact": (
         "agents.exact",
         "ExactAgent",

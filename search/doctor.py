@@ -23,6 +23,7 @@ NEEDED = (
     ("onnxruntime", "kernels and verification", None, None),
     ("onnx", "export", None, None),
     ("optuna", "agents tpe, gp, nsga2", None, None),
+    ("cmaes", "agent cmaes", None, None),
     ("ray", "several workers", None, None),
     ("apache-tvm-ffi", "cross-check", "0.1.15.post2", "0.1.14.post1"),
 )

@@ -18,7 +18,7 @@ from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
-from . import summary, warm
+from . import sensitivity, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
@@ -86,6 +86,7 @@ def run(
         folder.write(CONFIG, config.to_yaml())
         folder.write_json(ENV, environment(setup.lowering.predictor.threads))
         watch.restore()
+        sensitivity.journalled(setup, journal)
         time_first(this)
         require_feasible(setup.problem)
         backing = _backing(setup)
