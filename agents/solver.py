@@ -69,6 +69,8 @@ def allocate(
 
 def reallocate(pricer: Pricer, losses: LossTable, budget: Budget, at: Indices) -> Indices | None:
     """The best feasible allocation with costs taken from changes of ``at`` alone: quick, not improved."""
+    if not budget.limits:
+        return pricer.top.copy()
     return _sequence(pricer, losses, budget, at, 1, {})
 
 

@@ -101,9 +101,7 @@ def explanation() -> list[Explained]:
         _choice("removed", "layer1.0", wide, "removed", 0.35, 0.0009, None, (0.35, -0.0009)),
         _choice("rank", wide, wide, "tucker2 at 0.25", 0.051, 0.00023, (-0.008, 0.0011), (0.01, None)),
         _choice("act_bits", wide, wide, "8 bits", 0.15, None, None, (0.15, None)),
-        _choice(
-            "keep", wide2, wide2, "32 of 32 channels", 0.0, 0.0, (-0.1, 0.03), None
-        ),
+        _choice("keep", wide2, wide2, "32 of 32 channels", 0.0, 0.0, (-0.1, 0.03), None),
         _choice("fixed", "fc", "fc", "as it is", 0.0, 0.0, None, None),
     ]
 
