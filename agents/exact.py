@@ -5,7 +5,7 @@ choice at once and under a predictor's prices instead of a table of layers.
 
 | differences from the paper | |
 |---|---|
-| losses are measured (KL to the uncompressed network), not a Hessian's | the prior where none are |
+| losses are measured (KL to the uncompressed network), not a Hessian's | around a uniform policy of the budget's size, where they add up |
 | costs interact | sequential allocation around priced policies, pairs by MILP, exchanges by real prices |
 | blocks, channels, ranks and bits in one programme | instead of 4 or 8 bits a layer |
 | more than one answer | tighter budgets draw the front; tempered and perturbed losses, next-best policies |
@@ -23,9 +23,10 @@ import numpy as np
 
 from .base import SequentialAgent
 from .contract import Budget, Problem
-from .loss_table import LossTable, loss_table
+from .loss_table import LossTable
 from .pair_model import refine
 from .pricing import Indices
+from .reference import losses_near
 from .repair import random_feasible
 from .solver import Solution, at_most, ladder_of_solutions, neighbours, settled
 
@@ -55,7 +56,7 @@ class ExactAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.losses = loss_table(problem)
+        self.losses = losses_near(self.pricer)
         self._ladder: list[Solution] = []
         self._streams: dict[int, _Stream] = {}
 

@@ -26,11 +26,11 @@ from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
-from .ladder import ladder, nearest_first
-from .loss_table import LossTable, loss_table, separable_loss
+from .loss_table import LossTable, separable_loss
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
+from .reference import losses_near
 from .repair import anchors, random_feasible
 from .solver import at_most, ladder_of_solutions, reallocate
 from .surrogate import (
@@ -91,25 +91,11 @@ class JointAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.losses = self._table(self._reference())
+        self.losses = losses_near(self.pricer)
         self.loss = self.losses.loss[:, 0]
         self._renewed: dict[int, list[tuple[Indices, str]]] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
-
-    def _reference(self) -> Indices:
-        """The largest uniform policy inside the budget, of the lowest precision; else nothing compressed."""
-        rungs = nearest_first(ladder(self.pricer))
-        return rungs[0].indices if rungs else self.pricer.top
-
-    def _table(self, at: Indices) -> LossTable:
-        """Losses around a policy. Where there are only those around the whole network, their roots.
-
-        Alone and around the whole network small changes lose less than together; roots add up better.
-        """
-        if self.problem.losses_around is None:
-            return loss_table(self.problem).tempered(0.5)
-        return loss_table(self.problem, self.problem.losses_around([int(v) for v in at]))
 
     @cached_property
     def design(self) -> list[tuple[Indices, str]]:
@@ -129,7 +115,7 @@ class JointAgent(SequentialAgent):
             budget = at_most(self.problem.budget, share * self._top)
             known = [t for t in self.told[:count] if t.feasible and t.latency <= share * self._top]
             best = max(known, key=lambda t: t.gain, default=None)
-            found = [] if best is None else [*self._ladder(self._table(best.indices), budget)]
+            found = [] if best is None else [*self._ladder(losses_near(self.pricer, best.indices), budget)]
             self._renewed[k] = found
         return self._renewed[k]
 

@@ -34,7 +34,8 @@ def explanation(setup: Setup, study: Study, digest: str) -> list[Explained]:
     if indices is None:
         return []
     structure = setup.space.structure
-    rows = [_row(structure, e) for e in explain(Pricer(setup.problem), indices, setup.losses())]
+    losses = setup.losses_around([int(v) for v in indices])
+    rows = [_row(structure, e) for e in explain(Pricer(setup.problem), indices, losses)]
     order = {x.name: i for i, x in enumerate(structure.layers)}
     return sorted(rows, key=lambda r: order.get(r["layer"], -1))
 
