@@ -5,7 +5,7 @@ choice at once and under a predictor's prices instead of a table of layers.
 
 | differences from the paper | |
 |---|---|
-| losses are measured (KL to the uncompressed network), not a Hessian's | around a uniform policy of the budget's size, where they add up |
+| losses are measured, not a Hessian's | KL, around a policy of the budget's size |
 | costs interact | sequential allocation around priced policies, pairs by MILP, exchanges by real prices |
 | blocks, channels, ranks and bits in one programme | instead of 4 or 8 bits a layer |
 | more than one answer | tighter budgets draw the front; tempered and perturbed losses, next-best policies |

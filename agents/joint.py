@@ -101,7 +101,7 @@ class JointAgent(SequentialAgent):
     def design(self) -> list[tuple[Indices, str]]:
         """First suggestions: least summed loss at the budget and at tighter latencies, uniform in between."""
         levels = [(s.indices, s.origin) for s in ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)]
-        plain = initial_design(self.pricer, self.problem, most=self._starts)
+        plain = initial_design(self.pricer, self.problem, self._starts, self.loss)
         mixed = [d for pair in zip_longest(levels, plain) for d in pair if d is not None]
         return mixed[: self._starts]
 

@@ -8,7 +8,7 @@ from .pricing import Indices, Pricer
 
 
 def reference(pricer: Pricer) -> Indices:
-    """The largest uniform policy inside the budget, of the lowest precision; else nothing compressed; (d,)."""
+    """The largest uniform policy inside the budget, of the lowest precision; else nothing compressed."""
     rungs = nearest_first(ladder(pricer))
     return rungs[0].indices if rungs else pricer.top
 

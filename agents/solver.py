@@ -60,7 +60,7 @@ def allocate(
     ends = [_sequence(pricer, losses, budget, s, rounds, known) for s in starts or references(pricer, budget)]
     found = _best(pricer, losses, budget, [e for e in ends if e is not None])
     if found is None:
-        start = repair(pricer, pricer.top, budget=budget)
+        start = repair(pricer, pricer.top, budget=budget, loss=losses.loss[:, 0])
         return None if start is None else improve(pricer, losses, budget, start)
     more = _sequence(pricer, losses, budget, found, MORE_ROUNDS, known)
     found = _best(pricer, losses, budget, [found] if more is None else [more, found])
