@@ -93,6 +93,7 @@ class JointAgent(SequentialAgent):
         super().__init__(problem, seed)
         self.losses = losses_near(self.pricer)
         self.loss = self.losses.loss[:, 0]
+        self.repairs_by = self.loss
         self._renewed: dict[int, list[tuple[Indices, str]]] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
