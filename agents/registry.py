@@ -22,6 +22,11 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
     "tpe": ("agents.optuna_agents", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.optuna_agents", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
     "nsga2": ("agents.optuna_agents", "Nsga2Agent", "NSGA-II over accuracy and latency (Optuna)"),
+    "gradient": (
+        "agents.gradient",
+        "GradientAgent",
+        "architecture weights trained by gradient on the relaxed network (as ProxylessNAS)",
+    ),
     "random": (
         "agents.random_",
         "RandomAgent",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.contract import Budget, Problem
+from agents.contract import Budget, Problem, Relaxation
 from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
@@ -53,6 +53,7 @@ class Setup:
     measured: dict[str, float] = field(default_factory=dict)
     profile_note: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    _relaxed: Relaxation | None = field(default=None, repr=False)
 
     @property
     def problem(self) -> Problem:
@@ -66,7 +67,16 @@ class Setup:
             objective=self.config.objective,
             evaluations=self.config.evaluations,
             estimates=self.estimates if self.estimator is not None else None,
+            relaxation=self.relaxation,
         )
+
+    def relaxation(self) -> Relaxation:
+        """The network differentiable in the choices; built when first asked for."""
+        if self._relaxed is None:
+            from .relaxed import relaxed_network
+
+            self._relaxed = relaxed_network(self.scorer, self.space, self.config.seed)
+        return self._relaxed
 
     def estimates(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
         """Quick estimates of what `costs` gives, by which agents propose."""
