@@ -206,11 +206,6 @@ class Trained:
         found: Floats = np.maximum(self.slopes[:, 0], floor)
         return found
 
-    def expected(self, rows: Indices) -> Floats:
-        """Loss of policies (P, d) as a sum of slopes, (P,)."""
-        found: Floats = self.slopes[np.arange(rows.shape[1]), rows].sum(axis=1)
-        return found
-
 
 class Trainer:
     """Trains logits of one problem; counts the relaxation's steps and its seconds, which are not its own."""

@@ -48,11 +48,11 @@ UNLIMITED = (1.0, 0.7, 0.5, 0.35)
 LATENCIES = (0.85, 0.66, 0.52, 0.4, 0.31, 0.24, 0.19)
 #: Every so many suggestions one goes to a tighter budget.
 TIGHTER_EVERY = 4
-#: Batches that judge a start.
+#: Batches that judge a start and a rounding.
 JUDGED = 2
 #: From the mode to a policy: multipliers tried, in units of the trained ones, and rounds of single changes
 #: for each, every one of which prices all values of all coordinates.
-FACTORS, ROUNDS = (0.5, 1.0, 2.0), 3
+FACTORS, ROUNDS = (0.5, 2.0), 3
 #: Step of the policy gradient for an outcome one mean deviation better than the baseline; memory of both.
 LEARN, BASELINE = 0.15, 0.8
 #: Coordinates in which a draw differs from the most probable policy: at the end, and more at the start as a
@@ -111,7 +111,7 @@ class GradientAgent(SequentialAgent):
         mode = logits.mode
         key = (rung, mode.tobytes())
         if key not in self._settled:
-            self._settled[key] = self._rounded(mode, budget, trained)
+            self._settled[key] = self._rounded(logits, budget, trained)
         best = self._settled[key]
         words = f"at {self.rungs[rung].share:.3g} of the budget"
         if best is not None and not self.known(best):
@@ -122,22 +122,37 @@ class GradientAgent(SequentialAgent):
         drawn = settle(self.pricer, start, budget, trained.loss * np.exp(rng.normal(0.0, 0.3, len(mode))))
         return None if drawn is None else (drawn, f"gradient: drawn {words}")
 
-    def _rounded(self, mode: Indices, budget: Budget, trained: Trained) -> Indices | None:
-        """A policy inside the budget near the mode: of least loss by the trained slopes, at exact prices.
+    def _rounded(self, logits: Logits, budget: Budget, trained: Trained) -> Indices | None:
+        """A policy inside the budget for the mode: of several roundings the one of least relaxed loss.
 
-        Descents on the Lagrangian for multipliers about the trained ones, each settled inside the budget.
+        The mode, and descents from it that trade what a change costs against its log-probability or its
+        trained slope, for multipliers about the trained ones; each settled inside the budget by exact costs.
         """
-
-        def lagrangian(rows: Indices, factor: float) -> Floats:
-            over = budget.violations(self.pricer.price(rows))
-            weights = [factor * trained.multipliers.get(n, 0.0) for n in budget.limits]
-            found: Floats = trained.expected(rows) + over @ np.array(weights)
-            return found
-
-        starts = [mode, *(descend(self.pricer, mode, partial(lagrangian, factor=f), ROUNDS) for f in FACTORS)]
+        mode, unlikely = logits.mode, -np.log(np.maximum(logits.probabilities(), 1e-12))
+        starts = [mode]
+        for table, unit in (
+            (unlikely, 1.0 / max(sum(trained.multipliers.values()), 1e-12)),
+            (trained.slopes, 1.0),
+        ):
+            for factor in FACTORS:
+                value = partial(self._lagrangian, table, budget, trained, factor * unit)
+                starts.append(descend(self.pricer, mode, value, ROUNDS))
         ends = [settle(self.pricer, s, budget, trained.loss) for s in starts]
-        held = [e for e in ends if e is not None]
-        return min(held, key=lambda e: float(trained.expected(e[None])[0]), default=None)
+        held = {e.tobytes(): e for e in ends if e is not None}
+        return min(held.values(), key=self._judged, default=None)
+
+    def _lagrangian(
+        self, table: Floats, budget: Budget, trained: Trained, factor: float, rows: Indices
+    ) -> Floats:
+        """Sum of ``table`` (d, V) over policies (P, d) plus the excess over limits, weighed; (P,)."""
+        over = budget.violations(self.pricer.price(rows))
+        weights = np.array([factor * trained.multipliers.get(n, 0.0) for n in budget.limits])
+        found: Floats = table[np.arange(rows.shape[1]), rows].sum(axis=1) + over @ weights
+        return found
+
+    def _judged(self, indices: Indices) -> float:
+        """The relaxed loss of one policy, nats a sample."""
+        return float(np.mean([self.trainer.one_hot(indices, b) for b in range(JUDGED)]))
 
     # -- the ladder
 
@@ -267,9 +282,9 @@ class GradientAgent(SequentialAgent):
             starts = [i for i in tried if i is not None]
         if not starts:
             return None
-        losses = [np.mean([self.trainer.one_hot(i, b) for b in range(JUDGED)]) for i in starts]
+        losses = [self._judged(i) for i in starts]
         best = int(np.argmin(losses))
-        return starts[best], max(float(losses[best]), 1e-9)
+        return starts[best], max(losses[best], 1e-9)
 
     # -- learning from outcomes
 
