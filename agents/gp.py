@@ -6,12 +6,14 @@ Ament et al. 2023, "Unexpected improvements to expected improvement for Bayesian
 |---|---|
 | start | the filled uniform ladder, not random points |
 | constraints | every sample is repaired with exact costs; the repaired point is what is learned |
+| grid | climbed as if continuous, then rounded: Optuna's search over grids takes seconds here |
 | history | the latest and the best, 64 in all: fitting grows with the cube |
 """
 
 from __future__ import annotations
 
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
 
 from .optuna_base import OptunaAgent
 
@@ -23,6 +25,9 @@ class GpAgent(OptunaAgent):
     summary = "Gaussian process with log expected improvement (Optuna)"
     history = 64
     shows_broken = False
+
+    def distribution(self, size: int) -> BaseDistribution:
+        return FloatDistribution(0.0, size - 1.0)
 
     def sampler(self, seed: int) -> optuna.samplers.GPSampler:
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=6)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .base import SequentialAgent, Told
@@ -58,7 +58,7 @@ class SamplerAgent(SequentialAgent):
         """The sampler's next point as value indices (d,); it need not hold the budget."""
 
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
-        start = self._start() if attempt == 0 else None
+        start = self._start() if attempt == 0 and number < 2 * self.most else None
         if start is not None:
             return start
         asked = self._point(number)
@@ -125,11 +125,9 @@ class OptunaAgent(SamplerAgent):
     #: "maximize" or "minimize" per value of `values`.
     directions: tuple[Direction, ...] = ("maximize",)
     #: Most outcomes the sampler sees: the latest half and the best of the rest.
-    history: int = 128
+    history: int = 80
     #: Whether outcomes that break a limit are shown, with by how much, or left out.
     shows_broken: bool = True
-    #: Coordinates of up to this many values are shown without an order.
-    unordered: int = 1
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
@@ -140,6 +138,10 @@ class OptunaAgent(SamplerAgent):
     @abstractmethod
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         """A fresh sampler."""
+
+    def distribution(self, size: int) -> BaseDistribution:
+        """How the sampler sees a coordinate of ``size`` values, 2 or more; it may answer between them."""
+        return IntDistribution(0, size - 1)
 
     def values(self, told: Told) -> list[float]:
         """What the sampler optimises, one value per direction."""
@@ -165,7 +167,7 @@ class OptunaAgent(SamplerAgent):
             for name, dist in self.distributions.items():
                 if name not in found:
                     found[name] = sampler.sample_independent(study, trial, name, dist)
-        return np.array([found.get(c.name, 0) for c in self.space.choices], dtype=np.int64)
+        return np.rint([found.get(c.name, 0) for c in self.space.choices]).astype(np.int64)
 
     def finished(self) -> list[FrozenTrial]:
         """One trial an outcome, in the order of the updates; built once each."""
@@ -197,10 +199,7 @@ class OptunaAgent(SamplerAgent):
     def _distributions(self) -> dict[str, BaseDistribution]:
         """A distribution per coordinate that has a choice; its values are value indices."""
         sizes = {c.name: len(c.values) for c in self.space.choices if len(c.values) > 1}
-        return {
-            name: CategoricalDistribution(range(n)) if n <= self.unordered else IntDistribution(0, n - 1)
-            for name, n in sizes.items()
-        }
+        return {name: self.distribution(n) for name, n in sizes.items()}
 
     def _params(self, indices: Indices) -> dict[str, Any]:
         named = zip(self.space.choices, indices.tolist(), strict=True)

@@ -76,9 +76,11 @@ def gaussian_masses(seen: Floats, high: NDArray[np.int64], values: int) -> Float
     mu = np.concatenate([seen, high[None] / 2.0]).T[:, None]
     sigma = np.concatenate([bandwidths(seen, high), high[None] + 1.0]).T[:, None]
     z = (np.arange(-0.5, values)[None, :, None] - mu) / sigma
-    # Differences of the smaller tail: far from a kernel the other one rounds to 1 on both sides.
-    below, above = ndtr(z), ndtr(-z)
-    mass = np.where(z[:, :-1] > 0, above[:, :-1] - above[:, 1:], below[:, 1:] - below[:, :-1])
+    # From the tails: far from a kernel the distribution function rounds to 1 on both sides of a value.
+    tail = ndtr(-np.abs(z))
+    apart = np.abs(tail[:, 1:] - tail[:, :-1])
+    astride = (z[:, :-1] < 0) & (z[:, 1:] > 0)
+    mass = np.where(astride, 1.0 - tail[:, :-1] - tail[:, 1:], apart)
     mass *= np.arange(values)[None, :, None] <= high[:, None, None]
     found: Floats = np.log(np.maximum(mass, TINY)) - np.log(mass.sum(axis=1, keepdims=True))
     return found

@@ -73,14 +73,12 @@ def timed(function: Callable[[], Losses]) -> tuple[float, Losses]:
 def nothing_kept(network: Network, space: PolicySpace, samples: int | None) -> Losses:
     """The same numbers with nothing remembered from one change to the next."""
     plan = Plan(network, space, samples=samples)
-    outputs = answers_of(plan, None)
+    outputs, numerics = answers_of(plan, None), space.abilities.numerics
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
-        plain = Change(plan.changes.policy, plan.changes.graph, plan.changes.weights)
-
         def of(change: Change) -> float:
             network.predictors, network.factors = Memo(), Memo()
-            reference = Reference(network.structure, plain, chunk, space.abilities.numerics, reuse=False)
+            reference = Reference(network.structure, plan.changes.nothing, chunk, numerics, reuse=False)
             found = reference.answers(change)
             return 0.0 if found is None else divergence(outputs, reference.outputs, found)
 

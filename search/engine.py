@@ -26,6 +26,7 @@ from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
 from .errors import InfeasibleError, ResumeError, StoppedError, VerificationError
 from .evaluate import make_evaluator
+from .explanation import explanation
 from .journal import Journal
 from .pool import OFF, PooledEvaluator, open_pool
 from .result import RunResult
@@ -314,6 +315,7 @@ def _results(
     results["notes"] = [{"subject": s, "reason": r} for s, r in notes]
     if delivered is not None:
         delivered.into(results)
+        results["explanation"] = explanation(setup, study, delivered.candidate.searched.policy.digest)
     if this.stopped and delivered is None:
         results["run"]["state"] = "interrupted"
     this.timings["total"] = time.perf_counter() - started

@@ -53,7 +53,7 @@ class Changes:
         self.network = network
         self.space = space
         self.top = space.cardinalities - 1
-        self._alters: dict[tuple[int, int], bool] = {}
+        self._reductions: dict[tuple[int, int], ResolvedPolicy] = {}
         self.policy = self._in_float(self.top)
         skeleton = network.skeletons.of(self.policy)
         nodes = skeleton.unfolded.by_name
@@ -63,19 +63,19 @@ class Changes:
             folded = fold(skeleton, network.weights)
         self.weights = {name: fast_layout(value) for name, value in folded.items()}
 
+    @property
+    def nothing(self) -> Change:
+        """The uncompressed network, as a change."""
+        return Change(self.policy, self.graph, self.weights)
+
     def alters(self, coordinate: int, value: int) -> bool:
         """Whether a coordinate's value of this index changes anything."""
-        known = self._alters.get((coordinate, value))
-        if known is None:
-            known = self._alters[coordinate, value] = self._differs(coordinate, value)
-        return known
-
-    def _differs(self, coordinate: int, value: int) -> bool:
         choice = self.space.choices[coordinate]
         if choice.kind in ("act_bits", "weight_bits"):
             near = choice.kind == "weight_bits" or self._is_near_integers(choice.subject)
             return choice.values[value] != FLOAT and near
-        return self._reduction(coordinate, value) != self.policy
+        found, dense = self._reduction(coordinate, value), self.policy
+        return (found.kept, found.factors, found.removed) != (dense.kept, dense.factors, dense.removed)
 
     @torch.no_grad()
     def of(self, coordinate: int, value: int) -> Change | None:
@@ -93,9 +93,12 @@ class Changes:
     # -- channels, ranks, blocks
 
     def _reduction(self, coordinate: int, value: int) -> ResolvedPolicy:
-        indices = self.top.copy()
-        indices[coordinate] = value
-        return self._in_float(indices)
+        known = self._reductions.get((coordinate, value))
+        if known is None:
+            indices = self.top.copy()
+            indices[coordinate] = value
+            known = self._reductions[coordinate, value] = self._in_float(indices)
+        return known
 
     def _in_float(self, indices: NDArray[np.int64]) -> ResolvedPolicy:
         policy = self.space.resolve(self.space.at(indices))

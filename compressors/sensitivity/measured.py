@@ -40,8 +40,8 @@ def measured_losses(
     outputs = answers_of(plan, classes)
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
-        plain = Change(plan.changes.policy, plan.changes.graph, plan.changes.weights)
-        reference = Reference(network.structure, plain, chunk, space.abilities.numerics, reuse)
+        numerics = space.abilities.numerics
+        reference = Reference(network.structure, plan.changes.nothing, chunk, numerics, reuse)
 
         def of(change: Change) -> float:
             answers = reference.answers(change)

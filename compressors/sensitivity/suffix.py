@@ -70,7 +70,7 @@ class Reference:
 
 
 class _Suffix:
-    """One pass over a changed network. ``dirty``: tensors that are not the reference's."""
+    """One pass over a changed network. ``changed``, ``dirty``: weights and tensors that are not as before."""
 
     def __init__(self, reference: Reference, change: Change) -> None:
         self.reference = reference
@@ -87,6 +87,8 @@ class _Suffix:
             )
             self.rounding.weights_first()
             self.weights = self.rounding.weights
+        theirs = reference.weights
+        self.changed = {n for n, w in self.weights.items() if w is not theirs.get(n)}
 
     def run(self) -> tuple[Tensor, ...] | None:
         for name in self.graph.inputs:
@@ -101,7 +103,7 @@ class _Suffix:
         return tuple(self._value(t) for t in self.graph.outputs)
 
     def _step(self, node: Node) -> None:
-        changed = not self._as_before(node) or any(t in self.dirty for t in node.inputs)
+        changed = not self._as_before(node) or not self.dirty.isdisjoint(node.inputs)
         watched = self.rounding is not None and any(t in self.rounding.watched for t in node.outputs)
         if not (changed or watched) and self.reference.reuse:
             return
@@ -115,10 +117,7 @@ class _Suffix:
 
     def _as_before(self, node: Node) -> bool:
         before = self.reference.graph.by_name.get(node.name)
-        ours, theirs = self.weights, self.reference.weights
-        return (before is node or before == node) and all(
-            ours[t] is theirs.get(t) for t in node.inputs if t in ours
-        )
+        return (before is node or before == node) and self.changed.isdisjoint(node.inputs)
 
     def _take(self, name: str, value: Tensor, changed: bool) -> None:
         """Round a tensor where that is due, and note whether it is still the reference's."""
