@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("published_problems", ROOT / "scripts/published_problems.py")
+    spec = importlib.util.spec_from_file_location(
+        "published_problems", ROOT / "scripts/published_problems.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
