@@ -21,6 +21,7 @@ from .errors import AgentError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 #: Relative slack of a limit: sums of floats in another order differ by less.
 ROUNDING = 1e-12
@@ -139,9 +140,11 @@ def nondominated(loss: Floats, cost: Floats) -> Ints:
     rows: list[Ints] = []
     for start in range(0, len(order), CHUNK):
         chunk = order[start : start + CHUNK]
-        chunk = chunk[~(kept[None] <= cost[chunk][:, None]).all(axis=2).any(axis=1)]
+        dominated = np.asarray((kept[None] <= cost[chunk][:, None]).all(axis=2))
+        chunk = chunk[~dominated.any(axis=1)]
         c = cost[chunk]
-        worse = np.tril((c[None] <= c[:, None]).all(axis=2), k=-1).any(axis=1)
+        earlier = np.asarray(np.tril((c[None] <= c[:, None]).all(axis=2), k=-1))
+        worse = earlier.any(axis=1)
         rows.append(chunk[~worse])
         kept = np.concatenate([kept, c[~worse]])
     return np.concatenate(rows) if rows else order
@@ -208,7 +211,8 @@ def _programme(items: Sequence[Item], limits: Floats, cells: int | None) -> Ints
     row = int(np.lexsort((last.cost[:, 0] if last.cost.shape[1] else last.loss, last.loss))[0])
     if greedy is not None and last.loss[row] > best:
         return greedy
-    return _choices(stages, np.array([row]))[0]
+    found: Ints = _choices(stages, np.array([row]))[0]
+    return found
 
 
 def _start(width: int) -> _States:

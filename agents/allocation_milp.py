@@ -138,9 +138,9 @@ def _equalities(
         rows.append((list(range(start, start + n)), [1.0] * n, 1.0))
     for start, p in zip(at.pairs, pairs, strict=True):
         table = start + np.arange(p.cost.shape[0] * p.cost.shape[1]).reshape(p.cost.shape[:2])
-        for axis, item in ((0, p.first), (1, p.second)):
-            for u, line in enumerate(table if axis == 0 else table.T):
-                rows.append(([*line.tolist(), int(at.start[item]) + u], [1.0] * len(line) + [-1.0], 0.0))
+        for lines, i in ((table, p.first), (table.T, p.second)):
+            for u, line in enumerate(lines):
+                rows.append(([*line.tolist(), int(at.start[i]) + u], [1.0] * len(line) + [-1.0], 0.0))
     for group in ties:
         for a, b in pairwise(group):
             for u in range(len(items[a].loss)):

@@ -179,8 +179,9 @@ class Problem:
     ``objective`` "accuracy": best metric inside the budget; "latency": least latency whose drop is at most
     ``budget.max_drop``.
     ``evaluations`` is how many are planned; agents may spread their exploration over it.
-    ``losses`` measures what each change alone loses (seconds, the first time it is called); ``relaxation``
-    makes the network differentiable in the choices. Both are None where nothing can measure.
+    ``losses`` measures what each change alone loses (seconds, the first time it is called); ``losses_around``
+    the same with the other coordinates as in a policy, given as value indices (d,); ``relaxation`` makes the
+    network differentiable in the choices. They are None where nothing can measure.
     """
 
     space: PolicySpace
@@ -193,6 +194,7 @@ class Problem:
     evaluations: int = 100
     estimates: Callable[[Sequence[ResolvedPolicy]], Costs] | None = field(default=None, compare=False)
     relaxation: Callable[[], Relaxation] | None = field(default=None, compare=False)
+    losses_around: Callable[[Sequence[int]], Losses] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.objective not in ("accuracy", "latency"):

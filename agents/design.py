@@ -15,12 +15,14 @@ Design = list[tuple[Indices, str]]
 PLAIN = 2
 
 
-def initial_design(pricer: Pricer, problem: Problem, most: int) -> Design:
+def initial_design(
+    pricer: Pricer, problem: Problem, most: int, loss: NDArray[np.float64] | None = None
+) -> Design:
     """Up to ``most`` distinct feasible starts, most promising first; deterministic.
 
     Per precision the largest uniform rung, then the same grown to the edge of the budget (low precisions
     first), then the largest policy of each precision repaired channel by channel in order of expected
-    loss. For least latency instead the ladder from coarse to fine.
+    loss (``loss`` as in `repair`). For least latency instead the ladder from coarse to fine.
     """
     rungs = ladder(pricer)
     found: Design = []
@@ -29,7 +31,7 @@ def initial_design(pricer: Pricer, problem: Problem, most: int) -> Design:
     else:
         near = nearest_first(rungs)
         heads = list({r.precision: r for r in reversed(near)}.values())[::-1]
-        found += _filled(pricer, rungs, heads)
+        found += _filled(pricer, rungs, heads, loss)
         found += [(r.indices, f"start: {_words(r)}") for r in near[: PLAIN * max(1, len(heads))]]
     return _distinct(pricer, found)[:most]
 
@@ -67,17 +69,17 @@ def _words(rung: Rung) -> str:
     return f"uniform, keep {rung.ratio:.3g}, {rung.precision}"
 
 
-def _filled(pricer: Pricer, rungs: list[Rung], heads: list[Rung]) -> Design:
+def _filled(pricer: Pricer, rungs: list[Rung], heads: list[Rung], loss: NDArray[np.float64] | None) -> Design:
     """Per precision: its largest rung grown, and its top shrunk where the expected loss is least."""
     structural = ~np.isin(pricer.kinds, ("keep",))
     found: Design = []
     for rung in heads:
-        grown = repair(pricer, rung.indices, frozen=structural)
+        grown = repair(pricer, rung.indices, frozen=structural, loss=loss)
         if grown is not None:
             found.append((grown, f"start: {_words(rung)}, grown to the budget"))
     for words in dict.fromkeys(r.precision for r in reversed(rungs)):
         full = next(r for r in rungs if r.precision == words)
-        shrunk = repair(pricer, full.indices, frozen=structural)
+        shrunk = repair(pricer, full.indices, frozen=structural, loss=loss)
         if shrunk is not None:
             found.append((shrunk, f"start: {words}, pruned where the expected loss per saving is least"))
     return found

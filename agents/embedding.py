@@ -1,8 +1,7 @@
-"""Policies as points whose distances come from measured losses: their fourth roots.
+"""Policies as points whose distances come from losses: their square roots.
 
-Of a loss, which is quadratic in a small change, the square root is the change's amplitude. The squared length
-of a point is the sum of amplitudes: as if all changes pushed the answers the same way. Sums of losses instead
-rank policies of the same latency worse: small changes add up to more than their measured losses.
+A loss is quadratic in a small change, its root the change's size; a coordinate that loses nothing moves a
+policy nowhere. The squared length of a point is the summed loss, what a separable model predicts.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def points(losses: LossTable, indices: Indices) -> Floats:
     finite = np.where(np.isfinite(losses.loss), losses.loss, 0.0)
     scale = float(finite.max(initial=0.0)) or 1.0
     each = finite[np.arange(indices.shape[1]), indices] / scale
-    found: Floats = np.where(losses.counted(indices), each, 0.0) ** 0.25
+    found: Floats = np.where(losses.counted(indices), each, 0.0) ** 0.5
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from .errors import NothingFeasibleError
 from .observation import Observer
 from .pricing import Indices, Pricer
 from .repair import hold_exactly, repair
@@ -66,10 +67,12 @@ class Course:
         return self.walls.start()
 
     def start(self) -> Progress:
-        """An episode before its first step; a problem with nothing feasible has none under walls."""
-        if self.mode.budget == "walls" and self.witness is not None:
-            return Progress(0, self.witness)
-        return Progress(0, self.pricer.top)
+        """An episode before its first step. Raises NothingFeasibleError where walls would hold nothing in."""
+        if self.mode.budget != "walls":
+            return Progress(0, self.pricer.top)
+        if self.witness is None:
+            raise NothingFeasibleError("no policy found holds the budget, so there is no episode inside it.")
+        return Progress(0, self.witness)
 
     def observe(self, at: Progress) -> Vector:
         """The state before the next step, float32 in [0, 1], shape (STATES,)."""

@@ -5,7 +5,7 @@ choice at once and under a predictor's prices instead of a table of layers.
 
 | differences from the paper | |
 |---|---|
-| losses are measured (KL to the uncompressed network), not a Hessian's | the prior where none are |
+| losses are measured, not a Hessian's | KL, around a policy of the budget's size |
 | costs interact | sequential allocation around priced policies, pairs by MILP, exchanges by real prices |
 | blocks, channels, ranks and bits in one programme | instead of 4 or 8 bits a layer |
 | more than one answer | tighter budgets draw the front; tempered and perturbed losses, next-best policies |
@@ -17,17 +17,18 @@ It learns nothing else from outcomes: what it knows are the losses of single cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .base import SequentialAgent
-from .contract import Budget, Problem
-from .loss_table import LossTable, loss_table
-from .pair_model import refine
+from .contract import Problem
+from .cost_model import singles
+from .loss_table import LossTable
 from .pricing import Indices
+from .reference import losses_near
 from .repair import random_feasible
-from .solver import Solution, at_most, ladder_of_solutions, neighbours, settled
+from .solver import Solution, at_most, ladder_of_solutions, neighbours, variant
 
 #: Levels of the front; of the ladder that least latency is found on.
 LEVELS, LATENCY_LEVELS = 10, 16
@@ -55,7 +56,7 @@ class ExactAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.losses = loss_table(problem)
+        self.losses = losses_near(self.pricer)
         self._ladder: list[Solution] = []
         self._streams: dict[int, _Stream] = {}
 
@@ -71,27 +72,24 @@ class ExactAgent(SequentialAgent):
 
     def _candidates(self) -> Iterator[tuple[Indices, str]]:
         """The budget's solution; then by turns a tighter level, a variant, and next-best policies."""
-        levels = ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)
+        levels = ladder_of_solutions(self.pricer, self.losses, levels=LEVELS, pairs=True)
         first = next(levels, None)
         if first is None:
             return
-        yield self._refined(first)
-        more = self._around(first, self.problem.budget)
+        yield first.indices, first.origin
+        more = self._around(first)
         for level in levels:
             yield level.indices, level.origin
             yield from _some(more, 2)
         yield from more
 
-    def _refined(self, solution: Solution) -> tuple[Indices, str]:
-        """The solution after allocation with pairs, where that holds by exact costs."""
-        better = refine(self.pricer, self.losses, self.problem.budget, solution.indices)
-        return better if self._holds(better) else solution.indices, solution.origin
-
-    def _around(self, solution: Solution, budget: Budget) -> Iterator[tuple[Indices, str]]:
+    def _around(self, solution: Solution) -> Iterator[tuple[Indices, str]]:
         """Variants of a level's solution, endless, and its next-best policies in between."""
-        near = neighbours(self.pricer, self.losses, budget, solution.indices)
+        pricer, budget = solution.pricer, solution.budget
+        near = neighbours(pricer, self.losses, budget, solution.indices)
+        around = singles(pricer, self.losses, solution.indices, tuple(budget.limits))
         for k, (losses, words) in enumerate(self._variants()):
-            point = settled(self.pricer, losses, budget, [solution.indices], rounds=1)
+            point = variant(around, pricer, losses, budget)
             if point is not None:
                 yield point, f"exact: {words}"
             for row in _take(near, NEXT_BEST if k else 1):
@@ -159,7 +157,7 @@ class ExactAgent(SequentialAgent):
 
     def _at_level(self, solution: Solution) -> Iterator[tuple[Indices, str]]:
         yield solution.indices, solution.origin
-        yield from self._around(solution, at_most(self.problem.budget, solution.latency))
+        yield from self._around(replace(solution, budget=at_most(self.problem.budget, solution.latency)))
 
     def _fresh(self, source: Iterator[tuple[Indices, str]]) -> Iterator[tuple[Indices, str]]:
         """Each policy once, those that hold the budget by exact costs; ends when nothing new comes."""

@@ -14,7 +14,8 @@ mutations of the best as candidates), on distances in the unit of measured losse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 
@@ -25,12 +26,13 @@ from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
-from .loss_table import loss_table
+from .loss_table import LossTable, separable_loss
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
+from .reference import losses_near
 from .repair import anchors, random_feasible
-from .solver import ladder_of_solutions, reallocate
+from .solver import at_most, ladder_of_solutions, reallocate
 from .surrogate import (
     Hyper,
     Surrogate,
@@ -46,6 +48,18 @@ Floats = NDArray[np.float64]
 RAW, REPAIRED, ROUNDS, PARENTS = 48, 4, 2, 6
 #: Levels of the ladder of starts; spreads of the perturbed losses of a suggestion's allocations.
 LEVELS, SPREADS = 5, (0.0, 0.5)
+#: Coordinates that a suggestion at the budget may change at first and at least, by how much that grows with a
+#: success, and after how many failures in a row it shrinks.
+REACH, LEAST_REACH, GROW, FAILURES = 8.0, 2.0, 1.5, 3
+#: Share of the surrogate's standard deviation that counts: what was measured leaves little to explore.
+CAUTION = 0.15
+#: Candidates that are priced exactly for one suggestion, at most.
+TRIES = 4
+#: Parents that a suggestion stays near, and its summed loss at most in units of the largest of theirs.
+LEADERS, SLACK = 3, 1.15
+#: After how many outcomes, in numbers of starts, losses are measured again, around the best policy at this
+#: share of the latency; and how many levels are allocated then.
+REFERENCES, RENEWED = ((2, 1.0), (3, 0.7), (6, 1.0)), 3
 #: Outcomes between two choices of hyperparameters.
 EPOCH = 8
 #: One suggestion in so many looks at the whole front, the others at the budget.
@@ -77,10 +91,10 @@ class JointAgent(SequentialAgent):
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         super().__init__(problem, seed)
-        self.measured = loss_table(problem)
-        #: Amplitudes, see `embedding`: what allocations minimise the sum of.
-        self.losses = self.measured.tempered(0.5)
+        self.losses = losses_near(self.pricer)
         self.loss = self.losses.loss[:, 0]
+        self.repairs_by = self.loss
+        self._renewed: dict[int, list[tuple[Indices, str]]] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
 
@@ -88,40 +102,95 @@ class JointAgent(SequentialAgent):
     def design(self) -> list[tuple[Indices, str]]:
         """First suggestions: least summed loss at the budget and at tighter latencies, uniform in between."""
         levels = [(s.indices, s.origin) for s in ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)]
-        plain = initial_design(self.pricer, self.problem, most=self._starts)
+        plain = initial_design(self.pricer, self.problem, self._starts, self.loss)
         mixed = [d for pair in zip_longest(levels, plain) for d in pair if d is not None]
         return mixed[: self._starts]
+
+    def _renewal(self, k: int) -> list[tuple[Indices, str]]:
+        """Allocations by losses around the best policy of the first outcomes, at its latency and below."""
+        count, share = REFERENCES[k]
+        count *= self._starts
+        if self.problem.losses_around is None or len(self.told) < count:
+            return []
+        if k not in self._renewed:
+            budget = at_most(self.problem.budget, share * self._top)
+            known = [t for t in self.told[:count] if t.feasible and t.latency <= share * self._top]
+            best = max(known, key=lambda t: t.gain, default=None)
+            found = [] if best is None else [*self._ladder(losses_near(self.pricer, best.indices), budget)]
+            self._renewed[k] = found
+        return self._renewed[k]
+
+    def _ladder(self, losses: LossTable, budget: Budget) -> Iterator[tuple[Indices, str]]:
+        for s in ladder_of_solutions(self.pricer, losses, budget, levels=RENEWED):
+            yield s.indices, f"{s.origin}, losses measured again"
+
+    @cached_property
+    def _top(self) -> float:
+        """The latency at most, ms: the budget's, else that of the whole network."""
+        base = float(self.pricer.latency(self.pricer.top[None])[0])
+        return min(base, self.problem.budget.max_latency_ms or np.inf)
 
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
         if attempt == 0 and number < self._starts:
             start = next((d for d in self.design if not self.known(d[0])), None)
             if start is not None:
                 return start
-        if len(self.told) < 3 or attempt > 1:
+        for k in range(len(REFERENCES)) if attempt == 0 else ():
+            fresh = next((d for d in self._renewal(k) if not self.known(d[0])), None)
+            if fresh is not None:
+                return fresh
+        if len(self.told) < 3 or attempt > 2:
             drawn = random_feasible(self.pricer, rng)
             return None if drawn is None else (drawn, "random, repaired to the budget")
         return self._searched(number, rng)
 
     def _searched(self, number: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
         gain = np.array([t.gain for t in self.told])
-        rows = recent_and_best(gain)
-        surrogate = self._surrogate(rows, gain)
-        surrogate.believe(points(self.measured, self.waiting()))
-        goal = self._goal(number, gain, np.array([t.latency for t in self.told]))
+        surrogate = self._surrogate(recent_and_best(gain), gain)
+        surrogate.believe(points(self.losses, self.waiting()))
+        latency = np.array([t.latency for t in self.told])
+        for turn in (number, number + 1):
+            found = self._best_of(self._goal(turn, gain, latency), surrogate, rng)
+            if found is not None:
+                return found
+        return self._perturbed(rng)
+
+    def _perturbed(self, rng: np.random.Generator) -> tuple[Indices, str] | None:
+        """An allocation by losses that are perturbed until it is new, at a latency below the budget's."""
+        start = max((t for t in self.told if t.feasible), key=lambda t: t.gain, default=self.told[0]).indices
+        for spread in (0.3, 0.6, 1.0, 1.5):
+            factors = np.exp(rng.normal(0.0, spread, size=len(self.loss)))
+            budget = at_most(self.problem.budget, float(rng.uniform(0.6, 1.0)) * self._top)
+            point = reallocate(self.pricer, self.losses.scaled(factors), budget, start)
+            held = None if point is None else self._held(point)
+            if held is not None and not self.known(held):
+                return held, f"joint: allocation by losses perturbed by e^{spread:g}"
+        drawn = random_feasible(self.pricer, rng)
+        return None if drawn is None else (drawn, "random: every candidate was known")
+
+    def _best_of(
+        self, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
+    ) -> tuple[Indices, str] | None:
+        """The most promising candidate that is new and holds the budget by exact costs; None of none."""
         parents = self._parents(goal)
-        found: dict[bytes, tuple[float, Indices]] = {}
         loss = self._marginal(parents[0], surrogate)
+        # Far from all that is good a surrogate is sure of nothing, which is no reason to go there.
+        most = SLACK * float(separable_loss(self.losses, parents[:LEADERS]).max())
         fresh = self._allocated(parents[0], goal, loss, rng)
+        found: dict[bytes, tuple[float, Indices]] = {}
+        ranked: list[tuple[float, Indices]] = []
         for k in range(ROUNDS):
-            for score, row in self._round(parents, goal, surrogate, loss, [] if k else fresh, rng):
+            for score, row in self._round(parents, goal, surrogate, loss, [] if k else fresh, most, rng):
                 found[row.tobytes()] = (score, row)
             ranked = sorted(found.values(), key=lambda p: (-p[0], p[1].tobytes()))
             parents = np.stack([r for _, r in ranked[:3]] + list(parents[:2])) if ranked else parents
-        for _, row in ranked:
-            if not self.known(row):
-                return row, goal.origin
-        drawn = random_feasible(self.pricer, rng)
-        return None if drawn is None else (drawn, "random: every candidate was known")
+        for _, row in [(v, r) for v, r in ranked if not self.known(r)][:TRIES]:
+            held = self._held(row)
+            if held is None or self.known(held):
+                continue
+            if separable_loss(self.losses, held[None])[0] <= most:
+                return held, goal.origin
+        return None
 
     # -- what is believed
 
@@ -139,7 +208,7 @@ class JointAgent(SequentialAgent):
         return Surrogate(self._points(rows), y, self._hypers[epoch])
 
     def _points(self, rows: NDArray[np.int64]) -> Floats:
-        return points(self.measured, np.stack([self.told[k].indices for k in rows]))
+        return points(self.losses, np.stack([self.told[k].indices for k in rows]))
 
     # -- what is wanted
 
@@ -153,19 +222,23 @@ class JointAgent(SequentialAgent):
             best = float(min(held.min(initial=np.inf), base))
             level = best * (0.97, 0.9, 0.8, 0.65)[number % 4]
             threshold = float(back.warp(np.array(floor)))
-            return Goal(_at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
-        held = np.array([t.feasible for t in self.told])
-        best = float(back.warp(gain[held].max())) if held.any() else float(back.warp(gain.min()))
+            return Goal(at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
+        feasible = np.array([t.feasible for t in self.told], dtype=bool)
+        best = float(back.warp(gain[feasible].max())) if feasible.any() else float(back.warp(gain.min()))
         if number % FRONT_EVERY == 0:
             return Goal(budget, best, back, "joint: expected improvement at the budget")
-        top = min(base, budget.max_latency_ms or np.inf)
-        steps = _staircase(at[held], gain[held], reference_gain(problem))
-        least = max(float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), top / 4)
+        top = self._top
+        reference = reference_gain(problem)
+        steps = _staircase(at[feasible], gain[feasible], reference)
+        counting = at[feasible & (gain > reference)]
+        least = max(
+            float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), 0.85 * counting.min(initial=top)
+        )
         level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
         origin = f"joint: more area, below {level:.4g} ms"
-        below = gain[held & (at <= level)]
+        below = gain[feasible & (at <= level)]
         lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
-        return Goal(_at_most(budget, level), lowest, back, origin, None, steps)
+        return Goal(at_most(budget, level), lowest, back, origin, None, steps)
 
     def _parents(self, goal: Goal) -> Indices:
         """Best policies near the goal's latency (those above it are repaired down), (K, d)."""
@@ -188,12 +261,13 @@ class JointAgent(SequentialAgent):
         surrogate: Surrogate,
         loss: Floats,
         fresh: list[Indices],
+        most: float,
         rng: np.random.Generator,
     ) -> list[tuple[float, Indices]]:
         """One round of mutation, repair and scoring: (score, indices) of feasible candidates."""
         mover = Mover(self.pricer, goal.budget, loss)
         raw = np.unique(np.stack([mover.mutate(parents, rng) for _ in range(RAW)]), axis=0)
-        mean, std = surrogate.predict(points(self.measured, raw))
+        mean, std = surrogate.predict(points(self.losses, raw))
         excess = self.pricer.excess(raw, goal.budget)
         # Over the budget a candidate will lose in the repair, under it it will gain by growing: at this rate.
         promise = expected_improvement(mean - mover.rate(parents[0]) * np.clip(excess, -1, 1), std, goal.best)
@@ -201,9 +275,35 @@ class JointAgent(SequentialAgent):
         starts = [parents[0], *raw[chosen]]
         repaired = [r for s in starts if (r := self._settled(s, goal, loss, rng)) is not None]
         rows = np.concatenate([raw[excess <= 0], *(r[None] for r in (*repaired, *fresh))])
+        rows = rows[separable_loss(self.losses, rows) <= most]
+        if goal.steps is None:
+            rows = self._near(rows, parents[:LEADERS])
         if not len(rows):
             return []
         return list(zip(self._score(rows, goal, surrogate).tolist(), rows, strict=True))
+
+    def _near(self, rows: Indices, parents: Indices) -> Indices:
+        """Rows that change few coordinates of a parent: far away the surrogate's best is its worst error.
+
+        How many follows from the outcomes: more after a success, fewer after failures (a trust region, as in
+        TuRBO, Eriksson et al. 2019, counted in coordinates).
+        """
+        changed = (rows[:, None] != parents[None]).sum(2).min(1, initial=len(self.loss))
+        found: Indices = rows[changed <= self._reach()]
+        return found
+
+    def _reach(self) -> float:
+        reach, failures, best = REACH, 0, -np.inf
+        for t in self.told:
+            if t.number >= self._starts and t.number % FRONT_EVERY == 0:
+                failures = 0 if t.gain > best else failures + 1
+                reach *= GROW if t.gain > best else 1.0
+                if failures == FAILURES:
+                    reach, failures = reach / GROW, 0
+                reach = float(np.clip(reach, LEAST_REACH, len(self.loss)))
+            if t.feasible:
+                best = max(best, t.gain)
+        return reach
 
     def _allocated(self, at: Indices, goal: Goal, loss: Floats, rng: np.random.Generator) -> list[Indices]:
         """Allocations of least summed loss, the losses as the outcomes have it and somewhat perturbed."""
@@ -224,13 +324,14 @@ class JointAgent(SequentialAgent):
         high, low = np.repeat(at[None], d, axis=0), np.repeat(at[None], d, axis=0)
         np.fill_diagonal(high, self.pricer.top)
         np.fill_diagonal(low, 0)
-        mean, _ = surrogate.predict(points(self.measured, np.concatenate([high, low])))
+        mean, _ = surrogate.predict(points(self.losses, np.concatenate([high, low])))
         predicted = mean[:d] - mean[d:]
         unit = max(float(np.mean(np.maximum(predicted, 0.0))), 1e-9) / float(np.mean(self.loss))
         return np.maximum(predicted, 0.05 * unit * self.loss)
 
     def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
-        mean, std = surrogate.predict(points(self.measured, rows))
+        mean, std = surrogate.predict(points(self.losses, rows))
+        std = CAUTION * std
         if goal.steps is not None:
             top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
             widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)
@@ -255,11 +356,6 @@ def _staircase(latency: Floats, gain: Floats, reference: float) -> tuple[Floats,
 
 def _finite(top: float, latency: Floats) -> float:
     return top if np.isfinite(top) else float(latency.max(initial=1e-12))
-
-
-def _at_most(budget: Budget, latency_ms: float) -> Budget:
-    limit = min(latency_ms, budget.max_latency_ms or np.inf)
-    return replace(budget, max_latency_ms=float(limit))
 
 
 __all__ = ["JointAgent"]

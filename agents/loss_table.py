@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from compressors.graph import Structure
 from compressors.resolve import without_blocks
 from compressors.space import Choice, PolicySpace
 
@@ -57,7 +58,7 @@ class LossTable:
     def counted(self, indices: Indices) -> NDArray[np.bool_]:
         """Which coordinates count in each policy: those inside no removed block, (P, d)."""
         gone = (indices == 0) & self.hides.any(axis=1)
-        return ~(gone.astype(np.int64) @ self.hides.astype(np.int64)).astype(bool)
+        return np.asarray(gone.astype(np.int64) @ self.hides.astype(np.int64) == 0)
 
 
 def separable_loss(losses: LossTable, indices: Indices) -> Floats:
@@ -113,18 +114,20 @@ def hidden(space: PolicySpace) -> NDArray[np.bool_]:
         alive = {*graph.inputs, *(t for n in graph.nodes for t in n.outputs)}
         tensors = {g.name for g in structure.tensor_groups if not alive & set(g.tensors)}
         for j, c in enumerate(choices):
-            layers = {
-                "keep": lambda c=c: structure.group[c.subject].layers,
-                "removed": lambda c=c: structure.block[c.subject].layers,
-                "rank": lambda c=c: (c.subject,),
-                "weight_bits": lambda c=c: (c.subject,),
-            }.get(c.kind)
             if c.kind == "act_bits":
                 found[i, j] = c.subject in tensors
-            elif layers is not None:
-                found[i, j] = i != j and bool(own := set(layers())) and own <= dead
+            elif i != j:
+                layers = _layers(structure, c)
+                found[i, j] = bool(layers) and layers <= dead
     # Two blocks of the same layers: the first one hides the other, not both each other.
     return np.asarray(found & ~(np.triu(found.T & found)).T)
+
+
+def _layers(structure: Structure, choice: Choice) -> set[str]:
+    """Layers that a choice of channels, blocks, ranks or weight bits changes."""
+    if choice.kind == "keep":
+        return set(structure.group[choice.subject].layers)
+    return set(structure.block[choice.subject].layers) if choice.kind == "removed" else {choice.subject}
 
 
 def _parents(hides: NDArray[np.bool_]) -> Ints:

@@ -137,8 +137,13 @@ def repair(
     return grow(pricer, point, limit, weights, free)
 
 
-def hold_exactly(pricer: Pricer, start: Indices, attempts: int = 4) -> Indices | None:
-    """A point that was feasible by estimates, repaired until it is so by exact costs; None when it is not."""
+def hold_exactly(
+    pricer: Pricer, start: Indices, attempts: int = 4, loss: Floats | None = None
+) -> Indices | None:
+    """A point that was feasible by estimates, repaired until it is so by exact costs; None when it is not.
+
+    ``loss`` as in `repair`.
+    """
     found: Indices | None = start
     for _ in range(attempts):
         if found is None:
@@ -146,7 +151,7 @@ def hold_exactly(pricer: Pricer, start: Indices, attempts: int = 4) -> Indices |
         exact = pricer.exact(found)
         if not pricer.budget.why_not(exact):
             return found
-        found = repair(pricer, found, budget=pricer.tightened(found, exact), refill=False)
+        found = repair(pricer, found, budget=pricer.tightened(found, exact), loss=loss, refill=False)
     return None
 
 

@@ -19,6 +19,7 @@ from .contract import Budget
 from .cost_model import Singles, assigned, cost_table, options, singles
 from .ladder import ladder, nearest_first
 from .loss_table import LossTable, separable_loss
+from .pair_model import refine
 from .pricing import Indices, Pricer
 from .repair import repair
 
@@ -35,24 +36,40 @@ MANY_CELLS = 12
 EXCHANGES, DOUBT = 64, 0.02
 #: Each level of a ladder below the budget, relative to the one before.
 LEVEL = 0.85
+#: Relative error of estimates at a solution beyond which prices are exact from there on: an optimum finds the
+#: policies that estimates are too low for.
+TRUST = 0.02
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A policy of least summed loss within a budget: value indices (d,), that loss, latency, why."""
+    """A policy of least summed loss within a budget: value indices (d,), that loss, latency, why.
+
+    ``pricer``: whose prices it was found by, the estimates' or, where those are off, the exact ones.
+    """
 
     indices: Indices
     loss: float
     latency: float
     origin: str
+    budget: Budget
+    pricer: Pricer
 
 
 def allocate(
-    pricer: Pricer, losses: LossTable, budget: Budget, starts: Sequence[Indices] = (), *, rounds: int = ROUNDS
+    pricer: Pricer,
+    losses: LossTable,
+    budget: Budget,
+    starts: Sequence[Indices] = (),
+    *,
+    rounds: int = ROUNDS,
+    more: int = MORE_ROUNDS,
 ) -> Indices | None:
     """Value indices (d,) of least `separable_loss` found within ``budget`` by the pricer's prices, or None.
 
-    ``starts``: references to begin from, besides which none is tried; default: `references`.
+    ``starts``: references to begin from, besides which none is tried; default: `references`. ``rounds``: how
+    many references follow from each of them, ``more``: from the best end. One reference costs as many prices
+    as there are single changes.
     """
     if not budget.limits:
         return pricer.top.copy()
@@ -60,15 +77,17 @@ def allocate(
     ends = [_sequence(pricer, losses, budget, s, rounds, known) for s in starts or references(pricer, budget)]
     found = _best(pricer, losses, budget, [e for e in ends if e is not None])
     if found is None:
-        start = repair(pricer, pricer.top, budget=budget)
+        start = repair(pricer, pricer.top, budget=budget, loss=losses.loss[:, 0])
         return None if start is None else improve(pricer, losses, budget, start)
-    more = _sequence(pricer, losses, budget, found, MORE_ROUNDS, known)
-    found = _best(pricer, losses, budget, [found] if more is None else [more, found])
-    return None if found is None else improve(pricer, losses, budget, found)
+    end = _sequence(pricer, losses, budget, found, more, known)
+    found = _best(pricer, losses, budget, [found] if end is None else [end, found])
+    return None if found is None else improve(pricer, losses, budget, found, rounds=min(more, 3))
 
 
 def reallocate(pricer: Pricer, losses: LossTable, budget: Budget, at: Indices) -> Indices | None:
     """The best feasible allocation with costs taken from changes of ``at`` alone: quick, not improved."""
+    if not budget.limits:
+        return pricer.top.copy()
     return _sequence(pricer, losses, budget, at, 1, {})
 
 
@@ -157,44 +176,68 @@ def exchanges(losses: LossTable, around: Singles, budget: Budget, *, better: boo
     return Exchanges(at, i[pair], v[pair])
 
 
+def variant(around: Singles, pricer: Pricer, losses: LossTable, budget: Budget) -> Indices | None:
+    """The policy of least loss by another table of losses, from prices around a solution; None where none is.
+
+    One allocation and a few prices: no reference of its own.
+    """
+    met = _around(pricer, losses, budget, around)
+    return _best(pricer, losses, budget, met)
+
+
 def ladder_of_solutions(
-    pricer: Pricer, losses: LossTable, budget: Budget | None = None, *, levels: int = 8, step: float = LEVEL
+    pricer: Pricer,
+    losses: LossTable,
+    budget: Budget | None = None,
+    *,
+    levels: int = 8,
+    step: float = LEVEL,
+    pairs: bool = False,
 ) -> Iterator[Solution]:
     """Solutions at the budget and then at tighter and tighter latencies, each ``step`` of the one before.
 
-    Lazy: a level is computed when asked for, from the level above. Feasible by the pricer's prices and, where
-    those are estimates, by exact costs as well. Ends when nothing is feasible, or after ``levels``.
+    Lazy: a level is computed when asked for, from the level above. Feasible by exact costs, also where the
+    pricer's are estimates. Ends when nothing is feasible, or after ``levels``. ``pairs``: allocate the first
+    level once more with costs of pairs, where prices are quick (some tenths of a second; rarely better).
     """
-    limit = pricer.budget if budget is None else budget
+    limit, own = budget or pricer.budget, pricer
     starts: list[Indices] = []
     for k in range(levels):
-        point = settled(pricer, losses, limit, starts)
+        point, own = settled(own, losses, limit, starts)
         if point is None:
             return
-        latency = float(pricer.latency(point[None])[0])
+        if pairs and k == 0 and own is pricer:
+            better = refine(own, losses, limit, point)
+            point = better if not limit.why_not(own.exact(better)) else point
+        latency = float(own.latency(point[None])[0])
         loss = float(separable_loss(losses, point[None])[0])
         where = "the budget" if k == 0 else f"{limit.max_latency_ms:.4g} ms"
-        yield Solution(point, loss, latency, f"exact: least summed loss within {where}")
+        yield Solution(point, loss, latency, f"exact: least summed loss within {where}", limit, own)
         limit = at_most(limit, min(latency, limit.max_latency_ms or np.inf) * step)
-        starts = [point] if k % 3 else [point, *references(pricer, limit)]
+        starts = [point] if k % 3 or own is not pricer else [point, *references(pricer, limit)]
 
 
 def settled(
-    pricer: Pricer, losses: LossTable, budget: Budget, starts: Sequence[Indices] = (), *, rounds: int = ROUNDS
-) -> Indices | None:
-    """`allocate`; where prices are estimates, again under limits corrected by what exact costs say.
+    pricer: Pricer, losses: LossTable, budget: Budget, starts: Sequence[Indices] = ()
+) -> tuple[Indices | None, Pricer]:
+    """`allocate`, so that the result holds ``budget`` by exact costs; and the pricer to go on with.
 
-    What is returned holds ``budget`` by exact costs, and uses it as far as the corrections lead.
+    Where prices are estimates and nearly right, limits are moved by what exact costs say. Where they are
+    off by more than TRUST, the solution is the start of an allocation by exact prices.
     """
+    if pricer.problem.estimates is None:
+        few = 1 if starts else ROUNDS  # exact prices may take milliseconds each
+        return allocate(pricer, losses, budget, starts, rounds=few, more=few), pricer
     limit, best, lowest, seen = budget, None, np.inf, set[bytes]()
     for _ in range(CORRECTIONS):
-        point = allocate(pricer, losses, limit, starts, rounds=rounds)
-        if point is None or pricer.problem.estimates is None:
-            return point if best is None else best
-        if point.tobytes() in seen:
+        point = allocate(pricer, losses, limit, starts)
+        if point is None or point.tobytes() in seen:
             break
         seen.add(point.tobytes())
         exact = pricer.exact(point)
+        if _error(pricer, point, exact) > TRUST:
+            exactly = Pricer(replace(pricer.problem, estimates=None))
+            return allocate(exactly, losses, budget, [point], rounds=1, more=ROUNDS), exactly
         holds, loss = not budget.why_not(exact), float(separable_loss(losses, point[None])[0])
         if holds and loss < lowest:
             best, lowest = point, loss
@@ -202,7 +245,20 @@ def settled(
             break
         limit = pricer.tightened(point, exact, budget, most=WIDEST)
         starts = [point]
-    return best
+    return best, pricer
+
+
+def _error(pricer: Pricer, point: Indices, exact: dict[str, float]) -> float:
+    """Largest relative error of the estimates of what the budget limits."""
+    estimated = cost_table(pricer, point[None], tuple(pricer.budget.limits))[0]
+    return max(
+        (
+            abs(e / exact[n] - 1.0)
+            for n, e in zip(pricer.budget.limits, estimated, strict=True)
+            if exact[n] > 0
+        ),
+        default=0.0,
+    )
 
 
 def at_most(budget: Budget, latency_ms: float) -> Budget:
@@ -253,7 +309,7 @@ def _around(pricer: Pricer, losses: LossTable, budget: Budget, around: Singles) 
         repeated = any((point == p).all() for p in found)
         found.append(point)
         used = costs / limits
-        if repeated or ((used <= 1).all() and used.max() >= USED):
+        if repeated or ((used <= 1).all() and used.max(initial=1.0 if not len(limits) else 0.0) >= USED):
             break
         error = costs - around.base - chosen.cost
     return found

@@ -24,7 +24,7 @@ HISTORY = 240
 
 
 class Warp:
-    """Compresses the bad end: -log(1 + loss / scale) with loss from the best and the median loss as scale.
+    """Compresses the bad end: -log(1 + loss / scale) with loss from the best, its lower fifth as scale.
 
     Near the best this is linear; a collapsed network (10 % instead of 88 %) counts as bad, not as an
     outlier that hides every difference among the good. Larger is better on both sides.
@@ -33,7 +33,7 @@ class Warp:
     def __init__(self, gain: Floats) -> None:
         self.best = float(gain.max())
         loss = self.best - gain
-        scale = float(np.median(loss))
+        scale = float(np.quantile(loss, 0.2))
         self.scale = scale if scale > 0 else max(float(loss.max()), 1e-3)
 
     def warp(self, gain: Floats) -> Floats:

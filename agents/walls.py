@@ -39,9 +39,10 @@ class Walls:
     def start(self) -> Indices | None:
         """The first witness, (d,); None when nothing feasible is found."""
         for anchor in anchors(self.pricer):
-            if self._first_held(anchor[None]) is not None:
+            judged = self._exactly(anchor) if self.exact else self.pricer.feasible(anchor[None])[0]
+            if judged:
                 return anchor
-        return hold_exactly(self.pricer, anchors(self.pricer)[0]) if self.exact else None
+        return hold_exactly(self.pricer, anchors(self.pricer)[0])
 
     def keep(self, step: int, wanted: dict[int, int], witness: Indices) -> Indices:
         """The next witness: takes ``wanted`` (coordinate to value index) at ``step``, or as much as can be.
@@ -66,9 +67,13 @@ class Walls:
         """The first of some points (P, d) that holds every limit; estimates guide, exact costs decide."""
         for k in np.flatnonzero(self.pricer.feasible(rows)):
             row: Indices = rows[k]
-            if not self.exact or not self.pricer.budget.why_not(self.pricer.exact(row)):
+            if not self.exact or self._exactly(row):
                 return row
         return None
+
+    def _exactly(self, point: Indices) -> bool:
+        """Whether a point holds every limit by exact costs."""
+        return not self.pricer.budget.why_not(self.pricer.exact(point))
 
     @staticmethod
     def _way(site: Site, wanted: dict[int, int], witness: Indices) -> Indices:

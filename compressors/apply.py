@@ -282,7 +282,7 @@ def quantized(
 
     ``prefixes``: what other policies found on the same calibration data.
     """
-    state = _Quantizing(graph, dict(weights), where, policy, numerics)
+    state = Quantizing(graph, dict(weights), where, policy, numerics)
     if where.tensors or where.params:
         inputs = tuple(x[:RANGE_SAMPLES] for x in fitted(graph, calibration))
         keys = state.keys(inputs) if prefixes is not None else []
@@ -302,8 +302,8 @@ def quantized(
     )
 
 
-class _Quantizing:
-    """State of the quantisation pass."""
+class Quantizing:
+    """State of a quantisation pass: `weights_first`, then `seen` for every tensor in `watched`, in order."""
 
     def __init__(
         self,
@@ -438,6 +438,7 @@ class _Quantizing:
 
 __all__ = [
     "Network",
+    "Quantizing",
     "batched",
     "compress",
     "finish",

@@ -65,7 +65,7 @@ def recalibrate(
     """
     if not changed:
         return weights
-    wanted = {n.outputs[0]: _kept_of(network, n, kept) for n in _shifted(graph, network.structure)}
+    wanted = {n.outputs[0]: _kept_of(network, n, kept) for n in shifted(graph, network.structure)}
     first = _Pass(graph, weights, network, wanted)
     first.run()
     found = {**weights, **first.updates}
@@ -275,7 +275,7 @@ def _pooled(calls: Sequence[Moments]) -> Moments:
     return mean, (variances + (means - mean).square()).mean(0)
 
 
-def _shifted(graph: Graph, structure: Structure) -> list[Node]:
+def shifted(graph: Graph, structure: Structure) -> list[Node]:
     """Layers with a bias of their own that no batch-norm makes redundant."""
     return [
         n
@@ -314,4 +314,4 @@ def _kept_of(network: Network, node: Node, kept: Mapping[str, Tensor]) -> Tensor
     return value
 
 
-__all__ = ["channel_axis", "channel_mean", "combined", "fitted", "moments", "recalibrate"]
+__all__ = ["channel_axis", "channel_mean", "combined", "fitted", "moments", "recalibrate", "shifted"]

@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # before numpy and torch are imported, here and in the workers
 
-from bench_agents_cells import Bench, Cell, Record  # noqa: E402
+from bench_agents_cells import Bench, Cell, Record, append  # noqa: E402
 
 from agents.registry import check_name, list_agents  # noqa: E402
 
@@ -43,6 +43,8 @@ EVALUATIONS = 400
 #: What --quick runs unless told otherwise.
 QUICK = {"targets": ("raspberry-pi-4",), "budgets": ("0.5x",), "seeds": 2, "evaluations": 25}
 RESULTS = Path("runs") / "bench_agents" / "results.jsonl"
+#: Beside the results: what sensitivities take to measure.
+COSTS = "measured.jsonl"
 
 
 def main() -> int:
@@ -78,31 +80,30 @@ def run(wanted: Sequence[Cell], results: Path, jobs: int, pool: str | None) -> i
     there = {r.cell for r in read(results)}
     missing = [c for c in wanted if c not in there]
     print(f"{len(wanted)} cells, {len(wanted) - len(missing)} there already", flush=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
+    costs = results.parent / COSTS
     began, failed = time.monotonic(), 0
-    for done, record in enumerate(_finished(missing, jobs, pool), 1):
+    for done, record in enumerate(_finished(missing, jobs, pool, costs), 1):
         minutes = (time.monotonic() - began) / 60
         left = minutes / done * (len(missing) - done)
         print(f"[{done}/{len(missing)}, {minutes:.1f} min, {left:.0f} min left] {_line(record)}", flush=True)
         if record.failure and not record.failure.startswith("infeasible"):
             failed += 1  # not kept: it is run again
             continue
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.to_dict(), separators=(",", ":")) + "\n")
+        append(results, record.to_dict())
     return failed
 
 
-def _finished(missing: Sequence[Cell], jobs: int, pool: str | None) -> Iterator[Record]:
+def _finished(missing: Sequence[Cell], jobs: int, pool: str | None, costs: Path) -> Iterator[Record]:
     """Records in the order in which cells end."""
     if jobs <= 1:
-        _begin(pool)
+        _begin(pool, costs)
         yield from map(_work, missing)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(pool,)) as executor:
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(pool, costs)) as executor:
         try:
             for future in as_completed([executor.submit(_work, c) for c in missing]):
                 yield future.result()
@@ -114,12 +115,12 @@ def _finished(missing: Sequence[Cell], jobs: int, pool: str | None) -> Iterator[
 _bench: Bench | None = None  # of a worker process
 
 
-def _begin(pool: str | None) -> None:
+def _begin(pool: str | None, costs: Path) -> None:
     global _bench
     import torch
 
     torch.set_num_threads(1)
-    _bench = Bench(pool)
+    _bench = Bench(pool, costs)
 
 
 def _work(cell: Cell) -> Record:
@@ -188,15 +189,18 @@ def chosen(records: Sequence[Record], options: argparse.Namespace) -> list[Recor
 # -- the command line
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = {"type": lambda text: tuple(text.split(","))}
-    parser.add_argument("--tasks", **names, help=f"of {', '.join(TASKS)}, or any other of search's")
-    parser.add_argument("--targets", **names, help=f"{', '.join(TARGETS)}, or any other")
-    parser.add_argument("--budgets", **names, help="limits of the latency: 0.5x,0.3x")
-    parser.add_argument("--agents", **names, help="all that are registered")
+    parser.add_argument("--tasks", type=_names, help=f"of {', '.join(TASKS)}, or any other of search's")
+    parser.add_argument("--targets", type=_names, help=f"{', '.join(TARGETS)}, or any other")
+    parser.add_argument("--budgets", type=_names, help="limits of the latency: 0.5x,0.3x")
+    parser.add_argument("--agents", type=_names, help="all that are registered")
     parser.add_argument("--seeds", type=int, help=f"how many, from 0 ({SEEDS})")
     parser.add_argument("--evaluations", type=int, help=f"that a run plans and has ({EVALUATIONS})")
     parser.add_argument("--quick", action="store_true", help=f"smaller defaults: {words_of(QUICK)}")

@@ -7,22 +7,30 @@ every evaluation *takes* and what the agent itself took, so that its wall-clock 
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 from agents.contract import Agent, Outcome, Problem, Suggestion
+from agents.errors import NothingFeasibleError
 from agents.pareto import usable
 from agents.registry import make_agent
 from agents.repair import require_feasible
+from compressors.sensitivity import losses_around, measured_losses
 from search.config import make_config
 from search.evaluate import Finished, InlineEvaluator, Job
 from search.evidence import Clock
 from search.pool import Pool, PooledEvaluator, open_pool
+from search.sensitivity import class_axes, losses_key
 from search.setup import Setup, load_setup
 from search.study import Study, outcome_of
 
+P = ParamSpec("P")
 V = TypeVar("V")
 SCHEMA_VERSION = 1
 #: Setups that a process keeps: they hold calibration data and prefixes.
@@ -64,7 +72,7 @@ class Step:
 
 @dataclass
 class Record:
-    """A finished cell. ``known`` are the baselines; ``measured``: seconds of what was measured once."""
+    """A finished cell. ``known`` are the baselines; ``measured``: seconds of what the agent had measured."""
 
     cell: Cell
     base_gain: float
@@ -73,7 +81,7 @@ class Record:
     dimension: int
     known: list[Step] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: float = 0.0
     exhausted: bool = False
     pooled: int = 0
     wall_seconds: float = 0.0
@@ -106,26 +114,67 @@ def _rounded(step: Step) -> tuple[object, ...]:
 # -- time
 
 
-@dataclass
+class Costs:
+    """What measurements of a problem take, seconds by key, kept in a file that several processes add to."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._known: dict[str, float] = {}
+
+    def get(self, key: str) -> float | None:
+        """Seconds; None where nobody has measured it yet."""
+        if key not in self._known and self.path is not None and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    row = json.loads(line)
+                    self._known.setdefault(row["key"], float(row["seconds"]))
+        return self._known.get(key)
+
+    def put(self, key: str, seconds: float) -> None:
+        """Keep what a measurement took."""
+        self._known[key] = seconds
+        if self.path is not None:
+            append(self.path, {"key": key, "seconds": round(seconds, 5)})
+
+
+def append(path: Path, document: Mapping[str, Any]) -> None:
+    """One more line of JSON; behind a line that was cut short, on a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        start = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        file.write(start + json.dumps(document, separators=(",", ":")).encode() + b"\n")
+
+
 class Meter:
-    """What a problem measures once and all its cells use, such as sensitivities: timed the first time."""
+    """Charges a cell for what it has measured (sensitivities) as if nobody had measured it before."""
 
-    once: dict[str, float] = field(default_factory=dict)
-    inside: float = 0.0
-    called: set[str] = field(default_factory=set)
+    def __init__(self, costs: Costs | None = None) -> None:
+        self.costs = costs if costs is not None else Costs()
+        #: Seconds actually spent in measurements, and seconds by key that the present cell has to pay.
+        self.inside = 0.0
+        self.called: dict[str, float] = {}
 
-    def metered(self, name: str, measure: Callable[[], V] | None) -> Callable[[], V] | None:
-        """The same measurement, timed."""
-        if measure is None:
-            return None
+    def metered(
+        self, measure: Callable[P, V], key_of: Callable[P, str], cold: Callable[P, object] | None = None
+    ) -> Callable[P, V]:
+        """The same measurement, charged. ``cold`` measures without looking at any cache."""
 
-        def call() -> V:
+        def call(*args: P.args, **kwargs: P.kwargs) -> V:
+            whole, key = Clock(), key_of(*args, **kwargs)
+            seconds = self.costs.get(key)
+            if seconds is None and cold is not None:
+                clock = Clock()
+                cold(*args, **kwargs)
+                seconds = clock.spent()
+                self.costs.put(key, seconds)
             clock = Clock()
-            found = measure()
-            spent = clock.spent()
-            self.once.setdefault(name, spent)
-            self.inside += spent
-            self.called.add(name)
+            found = measure(*args, **kwargs)
+            if seconds is None:
+                seconds = clock.spent()
+                self.costs.put(key, seconds)
+            self.inside += whole.spent()
+            self.called[key] = seconds
             return found
 
         return call
@@ -133,7 +182,7 @@ class Meter:
     @property
     def charged(self) -> float:
         """Seconds that a run by itself would have spent on what this cell called."""
-        return sum(self.once[name] for name in self.called)
+        return sum(self.called.values())
 
     def begin(self) -> None:
         """A new cell: nothing was called yet."""
@@ -182,21 +231,19 @@ class Timed(Agent):
 class Bench:
     """Runs cells in one process; what cells of one task and target share is set up once."""
 
-    def __init__(self, pool: str | None = None) -> None:
+    def __init__(self, pool: str | None = None, costs: Path | None = None) -> None:
         self.place = pool
-        self._setups: dict[tuple[str, str], tuple[Setup, Pool, Meter]] = {}
+        self._costs = Costs(costs)
+        self._setups: dict[tuple[str, str], tuple[Setup, Pool]] = {}
+        self._feasible: dict[tuple[str, str, str], str] = {}
 
     def run(self, cell: Cell) -> Record:
         """One cell, from its baselines to its last evaluation."""
         began = time.perf_counter()
-        shared, pool, meter = self._shared(cell)
-        setup = _narrowed(shared, cell)
-        problem = setup.problem
-        problem = replace(
-            problem,
-            losses=meter.metered("losses", problem.losses),
-            relaxation=meter.metered("relaxation", problem.relaxation),
-        )
+        shared, pool = self._shared(cell)
+        setup, meter = _narrowed(shared, cell), Meter(self._costs)
+        problem = _charged(setup.problem, shared, meter)
+        self._require(cell, problem)
         record = Record(
             cell,
             problem.gain(problem.base_accuracy),
@@ -211,8 +258,6 @@ class Bench:
         return record
 
     def _studied(self, record: Record, setup: Setup, problem: Problem, pool: Pool, meter: Meter) -> None:
-        require_feasible(problem)
-        meter.begin()
         agent = Timed(problem, record.cell.seed, record.cell.agent, meter)
         study = Study(problem, agent, PooledEvaluator(InlineEvaluator(setup.scorer), pool), None)
         for i, (suggestion, score) in enumerate(_baselines(setup, pool)):
@@ -223,18 +268,55 @@ class Bench:
         outcomes = [*(e.outcome for e in study.known), *(e.outcome for e in study.entries)]
         steps = [_step(problem, o, t) for o, t in zip(outcomes, agent.marks, strict=True)]
         record.known, record.steps = steps[: len(study.known)], steps[len(study.known) :]
-        record.measured = {name: round(meter.once[name], 4) for name in sorted(meter.called)}
+        record.measured = round(meter.charged, 4)
         record.exhausted = study.exhausted
 
-    def _shared(self, cell: Cell) -> tuple[Setup, Pool, Meter]:
+    def _shared(self, cell: Cell) -> tuple[Setup, Pool]:
         key = (cell.task, cell.target)
         if key not in self._setups:
             while len(self._setups) >= KEPT:
                 self._setups.pop(next(iter(self._setups)))[1].close()
             setup = load_setup(make_config({"task": cell.task, "target": cell.target}))
             pool = open_pool(self.place, setup.scorer, lambda text: print(f"pool: {text}", flush=True))
-            self._setups[key] = setup, pool, Meter()
+            self._setups[key] = setup, pool
         return self._setups[key]
+
+    def _require(self, cell: Cell, problem: Problem) -> None:
+        """Raise NothingFeasibleError where nothing holds the budget; found out once a problem."""
+        if cell.problem not in self._feasible:
+            try:
+                require_feasible(problem)
+                self._feasible[cell.problem] = ""
+            except NothingFeasibleError as none:
+                self._feasible[cell.problem] = str(none).splitlines()[0]
+        if self._feasible[cell.problem]:
+            raise NothingFeasibleError(self._feasible[cell.problem])
+
+
+def _charged(problem: Problem, shared: Setup, meter: Meter) -> Problem:
+    """The problem with its measurements charged; what they found is shared by all cells of a process."""
+    network, space = shared.scorer.network, shared.space
+
+    def cold_losses() -> None:
+        shared.known_losses = measured_losses(network, space, classes=class_axes(shared.task, space))
+
+    def cold_around(at: Sequence[int]) -> None:
+        key = tuple(int(v) for v in at)
+        shared.known_around[key] = losses_around(network, space, key, classes=class_axes(shared.task, space))
+
+    def key_of(at: Sequence[int] | None = None) -> str:
+        return f"losses {losses_key(shared.task, space, at)}"
+
+    relaxation = problem.relaxation
+    if relaxation is not None:
+        name = f"relaxation {losses_key(shared.task, space)}"
+        relaxation = meter.metered(relaxation, lambda: name)
+    return replace(
+        problem,
+        losses=meter.metered(shared.losses, key_of, cold_losses),
+        losses_around=meter.metered(shared.losses_around, key_of, cold_around),
+        relaxation=relaxation,
+    )
 
 
 def _narrowed(shared: Setup, cell: Cell) -> Setup:
@@ -274,4 +356,4 @@ def _step(problem: Problem, outcome: Outcome, agent_seconds: float) -> Step:
     )
 
 
-__all__ = ["Bench", "Cell", "Meter", "Record", "Step", "Timed"]
+__all__ = ["Bench", "Cell", "Costs", "Meter", "Record", "Step", "Timed", "append"]

@@ -181,7 +181,7 @@ def _figure(
     colours: dict[str, Any],
     path: Path,
 ) -> None:
-    from matplotlib import pyplot
+    from matplotlib import lines, pyplot
 
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
@@ -190,7 +190,7 @@ def _figure(
         axis.set_visible(False)
     for axis, problem in zip(axes.flat, found, strict=False):
         _panel(axis, problem, unit, quantity, colours)
-    handles = [pyplot.Line2D([], [], color=c, label=a) for a, c in colours.items()]
+    handles = [lines.Line2D([], [], color=c, label=a) for a, c in colours.items()]
     figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 8), frameon=False)
     figure.suptitle(f"{_TITLE[quantity]}: median and quartiles over seeds")
     figure.tight_layout(rect=(0, 0.4 / (3.1 * rows + 0.6), 1, 1))

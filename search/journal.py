@@ -27,7 +27,8 @@ from search.errors import InputError, ResumeError
 SCHEMA_VERSION = 1
 
 #: header: config, env, seed, network digest; suggested: a policy given out; evaluated: its full outcome;
-#: rejected: a policy that was not evaluated, and why; event: a kernel difference, measurement or correction;
+#: rejected: a policy that was not evaluated, and why; event: a kernel difference, a measurement, a
+#: correction, losses of single changes, outcomes known beforehand;
 #: recovered: a point after recovery; exported: files written; interrupted: the run was stopped on purpose.
 Kind = Literal[
     "header", "suggested", "evaluated", "rejected", "event", "recovered", "exported", "interrupted"

@@ -227,6 +227,34 @@ class Sibling(TypedDict):
     why: NotRequired[str]
 
 
+class Change(TypedDict):
+    """What a step to the next value would add, in ms and in nats (None: not measured); both signed."""
+
+    latency_ms: float
+    risk: float | None
+
+
+class Explained(TypedDict):
+    """One choice of the picked policy, or a layer that has none (kind "fixed").
+
+    `layer` is the first one concerned, "" where there is none. `latency_ms`: what going back to the
+    uncompressed value would add, by the prices of the run. `risk`: the loss of this choice alone, the KL
+    divergence from the uncompressed network's answers in nats a sample, or its analogue (None: not
+    measured). Steps go to the next smaller and the next larger value, None where there is none.
+    """
+
+    name: str
+    kind: str
+    subject: str
+    layer: str
+    value: str
+    latency_ms: float
+    risk: float | None
+    step_down: Change | None
+    step_up: Change | None
+    why: str
+
+
 class Results(TypedDict):
     """The whole document. `kernels` are the uncompressed network's; `timings` are seconds by phase."""
 
@@ -246,6 +274,7 @@ class Results(TypedDict):
     events: NotRequired[list[Event]]
     siblings: NotRequired[list[Sibling]]
     notes: NotRequired[list[Note]]
+    explanation: NotRequired[list[Explained]]  # of the picked point, in the order of the layers
     steps: NotRequired[list[Step]]
     timings: NotRequired[dict[str, float]]
     files: NotRequired[list[str]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.contract import Budget, Problem
+from agents.contract import Budget, Losses, Problem
 from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
 from compressors.space import Abilities, PolicySpace
@@ -55,6 +55,10 @@ class Setup:
     profile_note: str = ""
     build_note: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    known_losses: Losses | None = None
+    known_around: dict[tuple[int, ...], Losses] = field(default_factory=dict)
+    #: Called with the losses once they are known, unless a journal held them.
+    tell_losses: Callable[[Losses, tuple[int, ...] | None], object] | None = None
 
     @property
     def problem(self) -> Problem:
@@ -66,9 +70,37 @@ class Setup:
             base_accuracy=self.base_score.value,
             higher_is_better=self.task.metric.higher_is_better,
             objective=self.config.objective,
+            losses=self.losses,
+            losses_around=self.losses_around,
             evaluations=self.config.evaluations,
             estimates=self.estimates if self.estimator is not None else None,
         )
+
+    def losses(self) -> Losses:
+        """What each change alone loses (`search.sensitivity`); worked out when first asked for."""
+        if self.known_losses is None:
+            from .sensitivity import measured_once
+
+            start = time.perf_counter()
+            self.known_losses = measured_once(self)
+            self._told(self.known_losses, None, start)
+        return self.known_losses
+
+    def losses_around(self, at: Sequence[int]) -> Losses:
+        """As `losses`, with the other coordinates at the value indices ``at`` (d,)."""
+        key = tuple(int(v) for v in at)
+        if key not in self.known_around:
+            from .sensitivity import measured_around
+
+            start = time.perf_counter()
+            self.known_around[key] = measured_around(self, key)
+            self._told(self.known_around[key], key, start)
+        return self.known_around[key]
+
+    def _told(self, losses: Losses, at: tuple[int, ...] | None, start: float) -> None:
+        self.timings["sensitivity"] = self.timings.get("sensitivity", 0.0) + time.perf_counter() - start
+        if self.tell_losses is not None:
+            self.tell_losses(losses, at)
 
     def estimates(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
         """Quick estimates of what `costs` gives, by which agents propose."""

@@ -35,6 +35,8 @@ _MARKS_AT = 8 * len(CLASSES)
 _RING_AT = _MARKS_AT + 8
 _RING = 65536
 _ROW = 8 * (len(CLASSES) + 1)
+#: Size of the file that the counter writes to.
+COUNTER_BYTES = _RING_AT + _ROW * _RING
 #: The main thread asking for the clock on the wall (CLOCK_REALTIME), as profilers of C++ do.
 _WALL_CLOCK = 0
 _REPLY_CHARS = 8_000_000
@@ -95,7 +97,7 @@ class Guest:
         self._scratch = tempfile.TemporaryDirectory(prefix="tailorbird-guest-", ignore_cleanup_errors=True)
         self.folder = Path(self._scratch.name)
         self._counts = self.folder / "counts"
-        self._counts.write_bytes(b"\0" * (_RING_AT + _ROW * _RING))
+        self._counts.write_bytes(b"\0" * COUNTER_BYTES)
         command = [part.replace("{counts}", str(self._counts)) for part in machine.command]
         self._messages = (self.folder / "messages").open("w+b")
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search.console import budget_text, front_cells, verified_text, with_interval
-from search.report import data, draw
+from search.report import data, draw, why
 from search.results import Network, Point, Results, picked_point, read_results
 from search.runfolder import FIGURES, REPORT, RESULTS, atomic_write, told_clearly
 from search.units import (
@@ -84,6 +84,7 @@ def _context(results: Results) -> dict[str, Any]:
     samples = results["task"]["samples"].items()
     timings = (results.get("timings") or {}).items()
     heading, *rows = front_cells(results)
+    changed, left = why.reasons(results)
     return {
         "task": {"fingerprint": "", **results["task"]},
         "target": results["target"],
@@ -101,6 +102,9 @@ def _context(results: Results) -> dict[str, Any]:
         "any_rank": any(b.rank is not None for b in data.layer_bars(picked)),
         "layer_heading": LAYER_HEADING,
         "layer_rows": [] if picked is None else layer_rows(picked),
+        "why_heading": why.HEADING,
+        "why_changed": changed,
+        "why_left": left,
         "agreement_caption": _agreement_caption(results),
         "events": results.get("events") or [],
         "notes": results.get("notes") or [],

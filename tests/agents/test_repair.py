@@ -68,6 +68,15 @@ def test_frozen_coordinates_stay() -> None:
     assert (point[~frozen] <= start[~frozen]).all()
 
 
+def test_frozen_coordinates_stay_even_where_only_they_could_help() -> None:
+    problem = toy_problem(toy_space(2), share=0.05)
+    pricer = Pricer(problem)
+    frozen = pricer.kinds != "keep"
+    assert repair(pricer, pricer.top) is not None
+    point = repair(pricer, pricer.top, frozen=frozen)
+    assert point is None or (point[frozen] == pricer.top[frozen]).all()
+
+
 def test_smallest_reachable_equals_brute_force_on_a_small_space() -> None:
     space = toy_space(1, 16, methods=("prune", "quantize", "depth"))
     for conversion in (0.0, 0.05):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from search.results import KernelTime, LayerRow, Number, Point, Results, Score, Step
+from search.results import Change, Explained, KernelTime, LayerRow, Number, Point, Results, Score, Step
 
 
 def predicted(value: float, spread: float = 1.45) -> Number:
@@ -90,6 +90,31 @@ def steps(rng: random.Random) -> list[Step]:
         )
     found[17]["accuracy"] = None
     return found
+
+
+def explanation() -> list[Explained]:
+    """A few choices of every kind."""
+    wide, wide2 = "layer1.0.conv1", "layer2.0.conv2"
+    return [
+        _choice("act_bits", "x", "", "8 bits", 0.041, 4.9e-8, None, (0.041, -4.9e-8)),
+        _choice("keep", "conv1", "conv1", "8 of 16 channels", 0.21, 0.003, (-0.08, 0.011), (0.1, -0.0021)),
+        _choice("removed", "layer1.0", wide, "removed", 0.35, 0.0009, None, (0.35, -0.0009)),
+        _choice("rank", wide, wide, "tucker2 at 0.25", 0.051, 0.00023, (-0.008, 0.0011), (0.01, None)),
+        _choice("act_bits", wide, wide, "8 bits", 0.15, None, None, (0.15, None)),
+        _choice("keep", wide2, wide2, "32 of 32 channels", 0.0, 0.0, (-0.1, 0.03), None),
+        _choice("fixed", "fc", "fc", "as it is", 0.0, 0.0, None, None),
+    ]
+
+
+def _choice(
+    kind: str, subject: str, layer: str, value: str, ms: float, risk: float | None,
+    down: tuple[float, float | None] | None, up: tuple[float, float | None] | None,
+) -> Explained:  # fmt: skip
+    steps = [None if s is None else Change(latency_ms=s[0], risk=s[1]) for s in (down, up)]
+    return Explained(
+        name=f"{kind}:{subject}", kind=kind, subject=subject, layer=layer, value=value, latency_ms=ms,
+        risk=risk, step_down=steps[0], step_up=steps[1], why=f"because of {kind} <{subject}>",
+    )  # fmt: skip
 
 
 def points(rng: random.Random) -> list[Point]:
@@ -194,6 +219,7 @@ def example(**changes: Any) -> Results:
             {"kind": "kernel", "text": "layer3.2.conv1 runs as FusedConv, priced as QLinearConv", "point": 1}
         ],
         "notes": [{"subject": "conv1", "reason": "first layer: <3 input channels>"}],
+        "explanation": explanation(),
         "steps": steps(rng),
         "timings": {"search": 62.0, "recovery": 45.0, "export": 3.0},
         "files": ["model.onnx", "policy.json", "report.html"],

@@ -43,6 +43,23 @@ def test_every_point_of_the_front_is_measured_on_the_host(tmp_path: Path, measur
     assert "corrected by" in results["target"]["backing"]
 
 
+def test_a_run_with_a_host_is_measured_again_and_exported_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    with http_agent() as address:
+        there = ["--host", address, "--token", TOKEN, "--accept-unstable"]
+        search.run(
+            target="raspberry-pi-4", host=address, token=TOKEN, measure="final", max_latency="0.6x",
+            accept_unstable=True, out=run, **QUICK,
+        )  # fmt: skip
+        assert main(["measure", run, *there, "--soak", "0s", "--json"]) == 0
+        timed = json.loads(capsys.readouterr().out)
+    assert [n["name"] for n in timed["networks"]] == ["uncompressed", "all-integer", "run"]
+    assert all(n["min_cpu_ms"] > 0.0 for n in timed["networks"])
+    assert main(["export", run, "--point", "1", "--out", str(tmp_path / "point")]) == 0  # nobody is there
+
+
 def test_without_a_device_nothing_is_measured(tmp_path: Path) -> None:
     search.run(target="raspberry-pi-4", max_latency="0.6x", out=str(tmp_path / "run"), **QUICK)
     results = front_of(tmp_path / "run")
@@ -109,7 +126,9 @@ def test_measuring_a_file_on_a_host(tmp_path: Path, capsys: pytest.CaptureFixtur
     search.run(target="local", max_latency="0.8x", out=str(tmp_path / "run"), **QUICK)
     model = tmp_path / "run" / "model.onnx"
     with http_agent() as address:
-        found = engine.measure_run(str(model), host=address, token=TOKEN, soak_seconds=0.5)
+        found = engine.measure_run(
+            str(model), host=address, token=TOKEN, soak_seconds=0.5, accept_unstable=True
+        )  # fmt: skip
         assert main(["measure", str(model), "--host", address, "--token", "wrong", "--json"]) == 5
     answer = json.loads(capsys.readouterr().out)
     assert "token" in json.dumps(answer).lower()

@@ -14,6 +14,7 @@ from search.report import render_page, write_report
 from search.report.data import agreement, front_plot, kendall_tau, layer_bars, progress_plot, time_bars
 from search.report.page import draw_figures, layer_rows
 from search.report.svg import Axes, padded, tag, tick_label, ticks
+from search.report.why import HEADING, reasons
 from search.results import Results, check_results, picked_point, results_schema
 from tests.search.results_example import exact, example, measured_example
 
@@ -222,3 +223,41 @@ def test_results_are_checked(tmp_path: Path) -> None:
         write_report(tmp_path)
     assert "points" in results_schema()["properties"]
     assert exact(1.0)["source"] == "exact"
+
+
+def test_reasons_are_told_layer_by_layer() -> None:
+    changed, left = reasons(example())
+    assert [r[0] for r in changed] == ["x", "conv1", "layer1.0.conv1", "", ""]  # a layer is named once
+    assert [r[0] for r in left] == ["layer2.0.conv2", "fc"]
+    assert all(len(r) == len(HEADING) <= 7 for r in changed + left)
+    cells = {r[1]: r for r in changed}
+    assert cells["8 of 16 channels"][2:6] == ("0.210 ms", "0.0030", "−0.080 ms, +0.011", "+0.100 ms, −0.0021")
+    assert cells["block removed (layer1.0)"][4:6] == ("–", "+0.350 ms, −9e-4")
+    assert cells["rank: tucker2 at 0.25"][4:6] == ("−8.00 µs, +0.0011", "+0.010 ms")  # one loss unmeasured
+    assert cells["activations: 8 bits"][3] in ("", "5e-8")
+    assert left[0][2:4] == ("", "")
+    assert reasons(bare_example()) == ([], [])
+
+
+def test_the_page_says_why_and_does_so_safely() -> None:
+    page = render_page(example())
+    table = page[page.index("<h2>Why</h2>") : page.index("<h2>Where the milliseconds went</h2>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    assert len(rows) == 2 + 7
+    assert all(len(re.findall(r"<t[dh]", row)) == 7 for row in rows)
+    assert "because of keep &lt;conv1&gt;" in table
+    assert "2 choices left as they are" in table
+    assert "<h2>Why</h2>" not in render_page(bare_example())
+
+
+def test_an_explanation_follows_the_schema() -> None:
+    document = example()
+    check_results(document)
+    spoilt = json.loads(json.dumps(document))
+    spoilt["explanation"][1]["step_down"]["latency_ms"] = "much"
+    with pytest.raises(InputError, match=r"explanation\.1\.step_down"):
+        check_results(spoilt)
+    del spoilt["explanation"][1]
+    del spoilt["explanation"][0]["why"]
+    with pytest.raises(InputError, match=r"explanation\.0\.why"):
+        check_results(spoilt)

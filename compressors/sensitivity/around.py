@@ -1,0 +1,147 @@
+"""Losses of single changes around a compressed network, where they add up better than around the whole one.
+
+An uncompressed network has room to spare: any one reduction loses next to nothing, and all of them together
+lose everything. Around a policy that is about as small as the budget asks for, the changes that an optimiser
+weighs against each other are small ones, and what they lose adds up (sequential linearisation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from ..apply import Network, batched, compress, folded_network, shrunk
+from ..graph import Structure
+from ..policy import ResolvedPolicy
+from ..simulate import answers
+from ..space import Choice, PolicySpace
+from .divergence import Output, divergence
+from .measured import answers_of
+from .plan import Losses, Plan
+from .sampling import distances, families, sampled
+
+#: Samples by default, where the network's size allows as many; values measured a coordinate, about.
+SAMPLES, POINTS = 64, 5
+#: Multiply-accumulates one pass may take, by which fewer samples are chosen, and the least.
+EFFORT, LEAST_SAMPLES = 120e9, 16
+#: Bits from which on rounding loses too little to be simulated here.
+FINE = 8
+
+
+@torch.no_grad()
+def losses_around(
+    network: Network,
+    space: PolicySpace,
+    at: Sequence[int] | NDArray[np.int64],
+    samples: int | None = None,
+    classes: Sequence[int | None] | None = None,
+) -> Losses:
+    """By coordinate name what each of its values loses, shape (values,), the others as in ``at`` (d,).
+
+    Nats a sample as in `divergence`, less what the coordinate's last value loses there; never below 0.
+    Channel choice, reconstruction and calibrated statistics are those of real policies; bits below 8 are
+    simulated. ``classes`` as in `measured_losses`.
+    """
+    here = np.asarray(at, dtype=np.int64)
+    judge = _Judge(network, space, here, samples, classes)
+    found: Losses = {}
+    for i, choice in enumerate(space.choices):
+        values = _wanted(choice, int(here[i]))
+        losses = np.array([judge.of(i, v) for v in values])
+        every = _between(choice, network.structure, values, losses)
+        found[choice.name] = np.maximum(every - every[-1], 0.0)
+    return found
+
+
+def _wanted(choice: Choice, here: int) -> list[int]:
+    """Value indices that are measured: `sampled` ones, the reference's own and its neighbours."""
+    last = len(choice.values) - 1
+    some = sampled(choice, range(last), POINTS) if last else []
+    near = range(max(0, here - 1), min(last, here + 1) + 1) if choice.kind == "keep" else (here,)
+    return sorted({*some, *near, last})
+
+
+def _between(
+    choice: Choice, structure: Structure, values: list[int], losses: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Loss of every value by monotone cubics over the distance from the last one, family by family."""
+    far = distances(choice, structure)
+    known = dict(zip(values, losses, strict=True))
+    last = len(choice.values) - 1
+    every = np.full(last + 1, known[last])
+    for family in families(choice, range(last)):
+        points = {far[v]: known[v] for v in (last, *reversed(family)) if v in known}
+        x = np.array(sorted(points))
+        y = np.array([points[k] for k in x])
+        at = np.clip(far[family], x[0], x[-1])
+        every[family] = PchipInterpolator(x, y)(at) if len(x) > 1 else y[0]
+    return every
+
+
+class _Judge:
+    """Divergence of policies around a reference, each measured once."""
+
+    def __init__(
+        self,
+        network: Network,
+        space: PolicySpace,
+        at: NDArray[np.int64],
+        samples: int | None,
+        classes: Sequence[int | None] | None,
+    ) -> None:
+        self.space, self.at, self.network = space, at, network
+        plan = Plan(network, space, samples=samples or self._affordable())
+        self.chunks = plan.chunks
+        self.outputs: tuple[Output, ...] = answers_of(plan, classes)
+        whole = plan.changes
+        self.before = [batched(whole.graph, whole.weights, chunk) for chunk in self.chunks]
+        self.total = sum(chunk[0].shape[0] for chunk in self.chunks)
+        inputs = tuple(torch.cat(column) for column in zip(*self.chunks, strict=True))
+        self.few = replace(network, calibration=inputs)
+        self._known: dict[str, float] = {}
+
+    def _affordable(self) -> int:
+        """Samples at `EFFORT`, a policy around the reference taking what the reference does."""
+        kept = self.space.resolve(self.space.at(self.at))
+        macs = sum(x.macs for x in self.network.structure.layers if x.name in kept.weight_bits)
+        ratio = float(
+            np.mean([self.at[i] / max(1, len(c.values) - 1) for i, c in enumerate(self.space.choices)])
+        )
+        count = sum(min(len(c.values), POINTS + 2) for c in self.space.choices)
+        return int(np.clip(EFFORT / max(1.0, macs * ratio * count), LEAST_SAMPLES, SAMPLES))
+
+    def of(self, coordinate: int, value: int) -> float:
+        """Divergence with one coordinate at a value, the others as in the reference."""
+        point = self.at.copy()
+        point[coordinate] = value
+        policy = self.space.resolve(self.space.at(point))
+        if policy.digest not in self._known:
+            self._known[policy.digest] = self._measured(policy)
+        return self._known[policy.digest]
+
+    def _measured(self, policy: ResolvedPolicy) -> float:
+        run = self._answers(policy)
+        return (
+            sum(
+                divergence(self.outputs, before, run(chunk))
+                for before, chunk in zip(self.before, self.chunks, strict=True)
+            )
+            / self.total
+        )
+
+    def _answers(self, policy: ResolvedPolicy) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        weights = shrunk(self.few, policy)
+        if min([*policy.weight_bits.values(), *policy.act_bits.values()], default=FINE) >= FINE:
+            graph, folded = folded_network(self.few, policy, weights)
+            return lambda chunk: batched(graph, folded, chunk)
+        compressed = compress(self.few, policy, self.space.abilities.numerics, weights)
+        return lambda chunk: answers(compressed, chunk)
+
+
+__all__ = ["losses_around"]
