@@ -48,6 +48,7 @@ def test_truncated_normal_stays_inside_and_has_the_right_shape() -> None:
         wanted = truncnorm((0 - m) / sigma, (1 - m) / sigma, loc=m, scale=sigma)
         assert drawn[:, k].mean() == pytest.approx(wanted.mean(), abs=0.02)
         assert drawn[:, k].std() == pytest.approx(wanted.std(), abs=0.02)
+    assert truncated_normal(np.array([np.nan], dtype=np.float32), sigma, rng).tolist() == [0.5]
     near = truncated_normal(np.array([0.25, 1.0], dtype=np.float32), 1e-6, rng)
     np.testing.assert_allclose(near, [0.25, 1.0], atol=1e-4)
 
@@ -175,6 +176,13 @@ def test_ddpg_learns_to_beat_its_own_warm_up() -> None:
         gain = np.array([o.accuracy for _, o in history])
         gains.append(np.median(gain[-30:]) - np.median(gain[:15]))
     assert np.median(gains) > 0
+
+
+def test_a_settled_actor_goes_on_one_layer_at_a_time() -> None:
+    problem = toy_problem(toy_space(2, methods=("prune",)), share=0.5, evaluations=8)
+    history = run(make_agent("ddpg", problem, 0), problem, 30, score_of(problem))
+    assert len({s.policy for s, _ in history}) == 30
+    assert sum("drawn anew" in s.origin for s, _ in history) > 3
 
 
 def test_least_latency_takes_the_accuracy_guaranteed_reward() -> None:
