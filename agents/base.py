@@ -44,7 +44,7 @@ class SequentialAgent(Agent):
     #: Whether to go on with random feasible policies when ``propose`` has nothing new.
     falls_back: bool = True
     #: Expected loss of each coordinate, (d,), by which policies are repaired; None: as `repair` has it.
-    loss: NDArray[np.float64] | None = None
+    repairs_by: NDArray[np.float64] | None = None
 
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         self.problem = problem
@@ -162,7 +162,7 @@ class SequentialAgent(Agent):
 
     def _held(self, indices: Indices) -> Indices | None:
         """A point that was feasible by estimates, repaired until it is so by exact costs."""
-        return hold_exactly(self.pricer, indices, ATTEMPTS, self.loss)
+        return hold_exactly(self.pricer, indices, ATTEMPTS, self.repairs_by)
 
     def _fallback(self, number: int) -> Suggestion | None:
         """Something new when an agent repeats itself: random feasible draws, then every point there is."""

@@ -190,17 +190,16 @@ class EvolutionAgent(SequentialAgent):
         return replace(budget, max_latency_ms=float(level))
 
     def _judge(self, predictor: AccuracyPredictor, tables: CostTables, goal: _Goal, budget: Budget) -> Judge:
-        limits = {n: float(np.log(v)) for n, v in budget.limits.items()}
-        key = budget.latency_key
+        limits, key = budget.limits, budget.latency_key
 
         def judge(rows: Indices) -> tuple[Floats, Floats]:
             f = self.features(rows)
-            logs, mean = tables.logs(f), predictor(f)
-            over = [logs[n] - v for n, v in limits.items()]
+            costs, mean = tables(f), predictor(f)
+            over = [costs[n] / v - 1.0 for n, v in limits.items()]
             excess = np.max(over, axis=0) if over else np.full(len(rows), -1.0)
             if goal.floor is None:
                 return mean, excess
-            return -logs[key], np.maximum(excess, goal.floor - mean)
+            return -np.log(costs[key]), np.maximum(excess, goal.floor - mean)
 
         return judge
 
@@ -221,7 +220,7 @@ class EvolutionAgent(SequentialAgent):
         f = self.features(rows)
         value = predictor.sampled(f, rng, count)
         if goal.floor is not None:
-            speed = -tables.logs(f)[self.problem.budget.latency_key]
+            speed = -np.log(tables(f)[self.problem.budget.latency_key])
             value = np.where(value >= goal.floor, speed[:, None], value - goal.floor - 1e3)
         chosen: list[int] = []
         for column in value.T:

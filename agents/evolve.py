@@ -1,4 +1,7 @@
-"""The evolutionary search of OFA and APQ over predictions, a generation at a time in arrays."""
+"""The evolutionary search of OFA and APQ over predictions, a generation at a time in arrays.
+
+A population holds every policy once: else copies of the best one are all that is left after some generations.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ def evolve(
     keep: int,
 ) -> Visited:
     """Run from a population (any number, d) and return the ``keep`` best feasible ones on the way."""
-    population = start
-    rank = _rank(*judge(population))
+    keys = _keys(len(cardinalities))
+    population, rank = _distinct(start, _rank(*judge(start)), keys)
     judged, rows, ranks = len(start), [population], [rank]
     parents, children = int(POPULATION * PARENTS), POPULATION - int(POPULATION * PARENTS)
     mutants = int(children * MUTATED)
@@ -58,11 +61,16 @@ def evolve(
         order = rng.permutation(len(drawn))
         order = order[np.argsort(np.where(new[order] > INFEASIBLE / 2, 0.0, -new[order]), kind="stable")]
         chosen = order[:children]
-        population = np.concatenate([population, drawn[chosen]])
-        rank = np.concatenate([rank, new[chosen]])
         rows.append(drawn[chosen])
         ranks.append(new[chosen])
-    return _best(np.concatenate(rows), np.concatenate(ranks), keep, judged)
+        population, rank = _distinct(
+            np.concatenate([population, rows[-1]]), np.concatenate([rank, ranks[-1]]), keys
+        )
+    every, score = np.concatenate(rows), np.concatenate(ranks)
+    good = np.flatnonzero(score > INFEASIBLE / 2)
+    every, score = _distinct(every[good], score[good], keys)
+    best = np.argsort(-score, kind="stable")[:keep]
+    return Visited(every[best], score[best], judged)
 
 
 #: Scores of what breaks the budget lie below this, by how much it does.
@@ -88,10 +96,13 @@ def crossed(parents: Indices, rng: np.random.Generator, count: int) -> Indices:
     return found
 
 
-def _best(rows: Indices, rank: Floats, keep: int, judged: int) -> Visited:
-    good = np.flatnonzero(rank > INFEASIBLE / 2)
-    # Distinct ones last: most of what was visited is not worth comparing.
-    order = good[np.argsort(-rank[good], kind="stable")][: 8 * keep]
-    _, first = np.unique(rows[order], axis=0, return_index=True)
-    chosen = order[np.sort(first)][:keep]
-    return Visited(rows[chosen], rank[chosen], judged)
+def _keys(d: int) -> Indices:
+    """Multipliers that turn a policy into a number; different ones get the same once in 2^64."""
+    return np.random.default_rng(0).integers(-(2**62), 2**62, size=d)
+
+
+def _distinct(rows: Indices, rank: Floats, keys: Indices) -> tuple[Indices, Floats]:
+    """Each policy once, in the order of first appearance."""
+    _, first = np.unique((rows * keys).sum(axis=1), return_index=True)
+    first.sort()
+    return rows[first], rank[first]

@@ -7,7 +7,7 @@ Ament et al. 2023, "Unexpected improvements to expected improvement for Bayesian
 | start | the filled uniform ladder, not random points |
 | constraints | every sample is repaired with exact costs; the repaired point is what is learned |
 | grid | climbed as if continuous, then rounded: Optuna's search over grids takes seconds here |
-| history | the latest and the best, 64 in all: fitting grows with the cube |
+| history | the latest 24 and the best 24 of the rest: fitting grows with the cube |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class GpAgent(OptunaAgent):
 
     name = "gp"
     summary = "Gaussian process with log expected improvement (Optuna)"
-    history = 64
+    history = 48
     shows_broken = False
 
     def distribution(self, size: int) -> BaseDistribution:

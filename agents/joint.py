@@ -93,6 +93,7 @@ class JointAgent(SequentialAgent):
         super().__init__(problem, seed)
         self.losses = losses_near(self.pricer)
         self.loss = self.losses.loss[:, 0]
+        self.repairs_by = self.loss
         self._renewed: dict[int, list[tuple[Indices, str]]] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
@@ -222,20 +223,20 @@ class JointAgent(SequentialAgent):
             level = best * (0.97, 0.9, 0.8, 0.65)[number % 4]
             threshold = float(back.warp(np.array(floor)))
             return Goal(at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
-        held = np.array([t.feasible for t in self.told], dtype=bool)
-        best = float(back.warp(gain[held].max())) if held.any() else float(back.warp(gain.min()))
+        feasible = np.array([t.feasible for t in self.told], dtype=bool)
+        best = float(back.warp(gain[feasible].max())) if feasible.any() else float(back.warp(gain.min()))
         if number % FRONT_EVERY == 0:
             return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = self._top
         reference = reference_gain(problem)
-        steps = _staircase(at[held], gain[held], reference)
-        counting = at[held & (gain > reference)]
+        steps = _staircase(at[feasible], gain[feasible], reference)
+        counting = at[feasible & (gain > reference)]
         least = max(
             float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), 0.85 * counting.min(initial=top)
         )
         level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
         origin = f"joint: more area, below {level:.4g} ms"
-        below = gain[held & (at <= level)]
+        below = gain[feasible & (at <= level)]
         lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
         return Goal(at_most(budget, level), lowest, back, origin, None, steps)
 

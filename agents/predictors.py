@@ -1,9 +1,9 @@
 """Cheap predictors over value indices, for searches that predict tens of thousands of policies.
 
-Features for costs are the distances u of the coordinates from the top and their squares. For the metric they
-are the amplitudes of `embedding`, square roots of the losses measured or expected: their sum, each of them,
-their squares (the losses), and for what is not a sum random cosines (Rahimi & Recht 2007, of a Matern 5/2
-kernel). On them a Bayesian linear regression (Bishop 2006, section 3.3), whose prior deviations and noise
+Features for costs are the distances u of the coordinates from the top and their squares; for the metric the
+amplitudes of `embedding`, square roots of the losses measured or expected: their sum, each of them, and their
+squares, the losses. To both come, for what is not a sum, random cosines (Rahimi & Recht 2007, of a Matern
+5/2 kernel). On them a Bayesian linear regression (Bishop 2006, section 3.3), whose prior deviations and noise
 are those of most evidence on a fixed grid: no optimiser, no state, and a prediction is a row of a matrix
 product.
 """
@@ -93,38 +93,47 @@ class Features:
         self.top = np.maximum(pricer.top, 1)
         d = len(self.top)
         losses = loss_table(pricer.problem)
-        # Amplitudes: square roots of losses, at most 1 (see `embedding`).
         finite = np.where(np.isfinite(losses.loss), losses.loss, 0.0)
-        self.amplitudes = np.sqrt(finite / (float(finite.max(initial=0.0)) or 1.0))
+        self.roots = (finite / (float(finite.max(initial=0.0)) or 1.0)) ** 0.25
         self.blocks = np.flatnonzero(losses.hides.any(axis=1))
         self.hides = losses.hides[self.blocks].astype(float)
         rng = np.random.default_rng((seed, 0xFEA7))
         drawn = rng.integers(0, pricer.space.cardinalities, size=(256, d))
-        spread = np.sqrt(2 * np.square(self._points(drawn)).var(axis=0).sum()) or 1.0
-        self.frequency = rng.standard_t(5, size=(d, COSINES)) / (LENGTH * spread)
-        self.phase = rng.uniform(0.0, 2 * np.pi, COSINES)
-        #: Which features tell costs, and which the metric with the group each of these belongs to.
-        self.of_costs, self.of_metric = slice(0, 2 * d), slice(2 * d, None)
-        self.group = np.repeat([0, 1, 2], [1, 2 * d, COSINES])
+        u, root = self._distances(drawn)
+        self.waves = (_Waves(u, rng), _Waves(root, rng))
+        #: Which features tell costs and which the metric, and the group each of these belongs to.
+        self.of_costs, self.of_metric = slice(0, 2 * d + COSINES), slice(2 * d + COSINES, None)
+        self.cost_group = np.repeat([0, 1], [2 * d, COSINES])
+        self.metric_group = np.repeat([0, 1, 2], [1, 2 * d, COSINES])
 
     def __call__(self, indices: Indices) -> Floats:
-        """Distances from the top and their squares; summed, single, squared amplitudes; cosines; (P, F)."""
-        counted = self._counted(indices)
-        u = (1.0 - indices / self.top) * counted
-        amplitude = self._amplitudes(indices, counted)
-        cosines = np.cos(np.sqrt(amplitude) @ self.frequency + self.phase) * np.sqrt(2.0 / COSINES)
+        """u, u squared, cosines of u; amplitudes summed, single, squared, cosines of their roots; (P, F)."""
+        u, root = self._distances(indices)
+        amplitude = root * root
         total = amplitude.sum(axis=1, keepdims=True)
-        return np.concatenate([u, u * u, total, amplitude, amplitude * amplitude, cosines], axis=1)
+        costs, metric = (wave(x) for wave, x in zip(self.waves, (u, root), strict=True))
+        return np.concatenate([u, u * u, costs, total, amplitude, amplitude**2, metric], axis=1)
 
-    def _points(self, indices: Indices) -> Floats:
-        return np.sqrt(self._amplitudes(indices, self._counted(indices)))
+    def _distances(self, indices: Indices) -> tuple[Floats, Floats]:
+        """Distances of the coordinates from the top, plain and by loss (`embedding.points`), (P, d) each."""
+        counted = (indices[:, self.blocks] == 0).astype(float) @ self.hides < 0.5
+        u: Floats = (1.0 - indices / self.top) * counted
+        root: Floats = self.roots[np.arange(len(self.top)), indices] * counted
+        return u, root
 
-    def _amplitudes(self, indices: Indices, counted: NDArray[np.bool_]) -> Floats:
-        found: Floats = self.amplitudes[np.arange(len(self.top)), indices] * counted
+
+class _Waves:
+    """Random cosines of points (P, d) that lie like ``points``; the products of two approximate a kernel."""
+
+    def __init__(self, points: Floats, rng: np.random.Generator) -> None:
+        spread = float(np.sqrt(2 * points.var(axis=0).sum())) or 1.0
+        # Matern 5/2 has Student-t frequencies.
+        self.frequency = rng.standard_t(5, size=(points.shape[1], COSINES)) / (LENGTH * spread)
+        self.phase = rng.uniform(0.0, 2 * np.pi, COSINES)
+
+    def __call__(self, points: Floats) -> Floats:
+        found: Floats = np.cos(points @ self.frequency + self.phase) * np.sqrt(2.0 / COSINES)
         return found
-
-    def _counted(self, indices: Indices) -> NDArray[np.bool_]:
-        return np.asarray((indices[:, self.blocks] == 0).astype(float) @ self.hides < 0.5)
 
 
 class AccuracyPredictor:
@@ -133,7 +142,7 @@ class AccuracyPredictor:
     def __init__(self, features: Features, indices: Indices, y: Floats) -> None:
         self.features = features
         grid = list(product(TRENDS, SUMS, REST, NOISES))
-        self.model = Regression(features(indices)[:, features.of_metric], y, features.group, grid)
+        self.model = Regression(features(indices)[:, features.of_metric], y, features.metric_group, grid)
 
     def __call__(self, f: Floats) -> Floats:
         """Mean at features (P, F), higher is better; (P,)."""
@@ -154,19 +163,21 @@ class AccuracyPredictor:
 
 
 class CostTables:
-    """Log of each cost as a sum over coordinates: the lookup table of OFA and ProxylessNAS, by least squares.
+    """Each cost as a sum over features: the lookup table of OFA and ProxylessNAS, by least squares.
 
-    Right to about a tenth near the policies it was fitted to; what is suggested is repaired with real prices.
-    ``indices`` (N, d) with ``costs`` name to (N,), all positive.
+    Right to 5 to 10 % near the policies it was fitted to; what is suggested is repaired with real prices.
+    ``indices`` (N, d) with ``costs`` name to (N,), positive. Sums of square roots err half as much as sums of
+    costs or of their logarithms: widths multiply within a layer, layers add up.
     """
 
     def __init__(self, features: Features, indices: Indices, costs: dict[str, Floats]) -> None:
         self.features = features
         f = features(indices)[:, features.of_costs]
-        group = np.zeros(f.shape[1], dtype=np.int64)
-        grid = [(1.0, noise) for noise in (0.1, 0.3)]
-        self.models = {n: Regression(f, np.log(np.maximum(c, 1e-12)), group, grid) for n, c in costs.items()}
+        grid = [(1.0, rest, noise) for rest in (0.3, 1.0, 3.0) for noise in (0.1, 0.3)]
+        self.models = {n: Regression(f, np.sqrt(c), features.cost_group, grid) for n, c in costs.items()}
+        self.least = {n: float(np.sqrt(c).min()) / 2 for n, c in costs.items()}
 
-    def logs(self, f: Floats) -> dict[str, Floats]:
-        """Log of each cost at features (P, F), name to (P,)."""
-        return {name: model.predict(f[:, self.features.of_costs]) for name, model in self.models.items()}
+    def __call__(self, f: Floats) -> dict[str, Floats]:
+        """Costs at features (P, F), name to (P,); positive."""
+        own = f[:, self.features.of_costs]
+        return {n: np.maximum(model.predict(own), self.least[n]) ** 2 for n, model in self.models.items()}

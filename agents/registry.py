@@ -48,6 +48,11 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "HaqAgent",
         "ddpg as HAQ has it: weights, then activations of each layer, bits walked down to the budget",
     ),
+    "gradient": (
+        "agents.gradient",
+        "GradientAgent",
+        "architecture weights trained by gradient on the relaxed network (as ProxylessNAS)",
+    ),
     "random": (
         "agents.random_",
         "RandomAgent",

@@ -21,7 +21,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from .optuna_base import OptunaAgent
 from .parzen import quicken
 
-
 #: Coordinates of up to this many values are categories.
 FEW = 3
 

@@ -189,15 +189,18 @@ def chosen(records: Sequence[Record], options: argparse.Namespace) -> list[Recor
 # -- the command line
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = {"type": lambda text: tuple(text.split(","))}
-    parser.add_argument("--tasks", **names, help=f"of {', '.join(TASKS)}, or any other of search's")
-    parser.add_argument("--targets", **names, help=f"{', '.join(TARGETS)}, or any other")
-    parser.add_argument("--budgets", **names, help="limits of the latency: 0.5x,0.3x")
-    parser.add_argument("--agents", **names, help="all that are registered")
+    parser.add_argument("--tasks", type=_names, help=f"of {', '.join(TASKS)}, or any other of search's")
+    parser.add_argument("--targets", type=_names, help=f"{', '.join(TARGETS)}, or any other")
+    parser.add_argument("--budgets", type=_names, help="limits of the latency: 0.5x,0.3x")
+    parser.add_argument("--agents", type=_names, help="all that are registered")
     parser.add_argument("--seeds", type=int, help=f"how many, from 0 ({SEEDS})")
     parser.add_argument("--evaluations", type=int, help=f"that a run plans and has ({EVALUATIONS})")
     parser.add_argument("--quick", action="store_true", help=f"smaller defaults: {words_of(QUICK)}")

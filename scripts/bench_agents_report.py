@@ -182,7 +182,7 @@ def _figure(
     colours: dict[str, Any],
     path: Path,
 ) -> None:
-    from matplotlib import pyplot
+    from matplotlib import lines, pyplot
 
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
@@ -192,7 +192,7 @@ def _figure(
         axis.set_visible(False)
     for axis, problem in zip(axes.flat, found, strict=False):
         _panel(axis, problem, unit, quantity, colours)
-    handles = [pyplot.Line2D([], [], color=c, label=a) for a, c in colours.items()]
+    handles = [lines.Line2D([], [], color=c, label=a) for a, c in colours.items()]
     figure.legend(handles=handles, loc="lower center", ncols=int(wide), frameon=False, fontsize=8)
     figure.suptitle(f"{_TITLE[quantity]}: median and quartiles over seeds", fontsize=11)
     figure.tight_layout(rect=(0, 0.3 * -(-len(handles) // int(wide)) / high, 1, 1))

@@ -48,6 +48,7 @@ from compressors.sensitivity.suffix import Reference
 from compressors.simulate import answers
 from compressors.space import Abilities, PolicySpace
 from search.config import make_config
+from search.look import estimate
 from search.setup import Setup, load_setup
 from search.tasks.networks import ResNet
 
@@ -225,7 +226,7 @@ def _random(setup: Setup, losses: dict[str, Losses], policies: int) -> None:
         rows.append([f"sum of {name}", *spearman(sums, truths)])
     look = setup.scorer._look
     seen = [look.at(p, shrunk(setup.scorer.network, p)) for p in resolved]
-    rows.append(["first look", *spearman([-look.estimate(s)[0] for s in seen], truths)])
+    rows.append(["first look", *spearman([-estimate(s, look.count)[0] for s in seen], truths)])
     best, worst = max(t.top1 for t in truths), min(t.top1 for t in truths)
     title = f"{len(drawn)} random feasible policies, {setup.target.name}, top-1 {worst:.3f} to {best:.3f}: "
     table(title + "Spearman with", ("estimate", "drop of top-1", "rise of cross-entropy"), rows)

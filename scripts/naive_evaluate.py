@@ -154,12 +154,12 @@ class Naive:
 
     def _bias_hooks(self, net: nn.Module, policy: ResolvedPolicy) -> list[Callable[[], None]]:
         """Batch by batch a bias is moved so that its channels keep their mean; at the end by the average."""
-        from compressors.recalibrate import _kept_of, _shifted
+        from compressors.recalibrate import _kept_of, shifted
 
         skeleton = self.network.skeletons.of(policy)
         kept = kept_indices(self.network.evidence, policy.kept, policy.criterion)
         done: list[Callable[[], None]] = []
-        for node in _shifted(skeleton.unfolded, self.network.structure):
+        for node in shifted(skeleton.unfolded, self.network.structure):
             module: Any = net.get_submodule(self.network.structure.layer_of_node[node.name].name)
             module = module[-1] if isinstance(module, nn.Sequential) else module
             wanted = _kept_of(self.network, node, kept)

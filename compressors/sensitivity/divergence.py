@@ -12,9 +12,10 @@ What an output holds is told by the network and its answers on calibration data,
 
 The last is the divergence of two Gaussians that are as wide as the answers themselves vary over the samples:
 normalised mean squared error, by halves. Softmaxes are taken at the temperature of the scores' spread (as in
-distillation, Hinton et al. 2015): at 1 a confident network's answers hide what a change does to them. Answers of several positions (pixels, tokens) count their mean,
-several outputs their sum. (N, C) does not look like class scores where all rows are equally long, as of
-normalised embeddings, or where their softmaxes are next to uniform.
+distillation, Hinton et al. 2015): at 1 a confident network's answers hide what a change does to them.
+Answers of several positions (pixels, tokens) count their mean, several outputs their sum. (N, C) does not
+look like class scores where all rows are equally long, as of normalised embeddings, or where their softmaxes
+are next to uniform.
 """
 
 from __future__ import annotations
