@@ -19,6 +19,11 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "JointAgent",
         "measured losses, a surrogate for where they do not add up, moves along the budget (default)",
     ),
+    "hyper": (
+        "agents.hyper",
+        "HyperAgent",
+        "joint, begun where a network trained on past studies says; without any it is joint",
+    ),
     "tpe": ("agents.optuna_agents", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.optuna_agents", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
     "nsga2": ("agents.optuna_agents", "Nsga2Agent", "NSGA-II over accuracy and latency (Optuna)"),
