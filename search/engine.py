@@ -18,7 +18,7 @@ from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
-from . import summary, warm
+from . import studies, summary, warm
 from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
@@ -100,6 +100,7 @@ def run(
             delivered = _delivered(this, candidates)
         results = _results(this, study, baselines, candidates, delivered, started)
         _written(this, results)
+        studies.keep(this, study)
     return RunResult(folder.path, results, task)
 
 
@@ -176,6 +177,7 @@ def _study(
     workers = setup.config.workers
     if workers > 1 and setup.task.spec is None:
         this.progress.note("workers  one: this task lives in this process only")
+    setup.past = studies.remembered(this)
     agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
     study = Study(setup.problem, agent, make_evaluator(setup.task, setup.scorer, workers), this.journal)
     space = setup.space

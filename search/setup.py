@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from .study import priced
 from .task import Task, load_task, prepared, score_network
 
 if TYPE_CHECKING:
+    from agents.past import PastStudy
     from hw_profiles.devices.contract import Device
 
     from .config import RunConfig
@@ -52,6 +53,7 @@ class Setup:
     device: Device | None = None
     measured: dict[str, float] = field(default_factory=dict)
     profile_note: str = ""
+    past: Callable[[], Sequence[PastStudy]] | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -66,6 +68,7 @@ class Setup:
             objective=self.config.objective,
             evaluations=self.config.evaluations,
             estimates=self.estimates if self.estimator is not None else None,
+            past=self.past,
         )
 
     def estimates(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
