@@ -19,6 +19,11 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "JointAgent",
         "measured losses, a surrogate for where they do not add up, moves along the budget (default)",
     ),
+    "hyper": (
+        "agents.hyper",
+        "HyperAgent",
+        "joint, begun where a network trained on past studies says; without any it is joint",
+    ),
     "tpe": ("agents.tpe", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.gp", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
     "cmaes": ("agents.cmaes", "CmaesAgent", "CMA-ES warm-started from the best known (Optuna's cmaes)"),

@@ -30,6 +30,7 @@ from .study import priced
 from .task import Task, load_task, prepared, score_network
 
 if TYPE_CHECKING:
+    from agents.past import PastStudy
     from hw_profiles.devices.contract import Device
 
     from .config import RunConfig
@@ -54,6 +55,7 @@ class Setup:
     measured: dict[str, float] = field(default_factory=dict)
     profile_note: str = ""
     build_note: str = ""
+    past: Callable[[], Sequence[PastStudy]] | None = None
     timings: dict[str, float] = field(default_factory=dict)
     known_losses: Losses | None = None
     known_around: dict[tuple[int, ...], Losses] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Setup:
             evaluations=self.config.evaluations,
             estimates=self.estimates if self.estimator is not None else None,
             relaxation=self.relaxation,
+            past=self.past,
         )
 
     def losses(self) -> Losses:
