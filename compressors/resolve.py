@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .factors.base import FACTORISATIONS, factor_costs
+from .factors.base import FACTORISATIONS, Factorisation, factor_costs
 from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
 
@@ -145,8 +145,21 @@ def _resolve_rank(
     if not scheme.takes(layer):
         return None
     shape = _sizes(structure, layer, full)
+    known: dict[Any, Factor | None] = structure.__dict__.setdefault("_resolved_ranks", {})
+    key = (layer.name, scheme, ratio, shape)
+    if key not in known:
+        if len(known) > 65_536:
+            known.clear()
+        known[key] = _factor_of(structure, layer, scheme, ratio, shape)
+    return known[key]
+
+
+def _factor_of(
+    structure: Structure, layer: Layer, scheme: Factorisation, ratio: float, shape: tuple[int, ...]
+) -> Factor | None:
+    """A layer of this shape factorised at a ratio; None when that saves neither weights nor MACs."""
     rank = scheme.within(shape, tuple(_rank(ratio, r) for r in scheme.full_rank(shape)))
-    factor = Factor(method, rank)
+    factor = Factor(scheme.name, rank)
     dense = math.prod(shape)
     stride = tuple(structure.graph.by_name[layer.nodes[0]].attrs.get("stride", ()))
     weights, macs = factor_costs(layer, shape, factor, stride)

@@ -1,7 +1,5 @@
 import dataclasses
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +7,20 @@ import pytest
 from agents.contract import Agent
 from agents.errors import HistoryError
 from agents.random_ import RandomAgent
-from agents.registry import make_agent
+from agents.registry import list_agents, make_agent
 from agents.surrogate import Surrogate, Warp, expected_improvement, recent_and_best
 from agents.testing import AgentConformanceError, check_agent, run, score_of
+from agents.testing_processes import check_processes
 from agents.toys import toy_outcome, toy_problem, toy_space
 
-QUICK = ["uniform", "random", "tpe", "nsga2", "joint"]
+#: Agents that take a tenth of a second and more a suggestion, or whose own tests run the suite as well.
+SLOW = {"gp", "exact", "ddpg", "ddpg-accuracy", "haq"}
+NAMES = list(list_agents())
+#: For what takes four processes an agent; all of them where time is no matter.
+FEW = ["random", "tpe", "cmaes", "joint"]
 
 
-@pytest.mark.parametrize("name", [*QUICK, pytest.param("gp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])
 def test_conformance(name: str) -> None:
     check_agent(lambda problem, seed: make_agent(name, problem, seed))
 
@@ -51,34 +54,38 @@ def test_the_suite_catches_agents_that_break_the_contract() -> None:
         check_agent(Careless)
 
 
-SCRIPT = """
-from agents.registry import make_agent
-from agents.testing import run, score_of
-from agents.toys import toy_problem, toy_space
-problem = toy_problem(toy_space(2), share=0.3, evaluations=16)
-for name in {names!r}:
-    history = run(make_agent(name, problem, 5), problem, 12, score_of(problem))
-    print(name, *(s.policy.digest for s, _ in history))
+def test_the_same_in_fresh_processes_and_continued_from_a_journal() -> None:
+    check_processes(FEW, evaluations=9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_agent_is_the_same_in_three_processes_and_resumed_in_a_fourth(name: str) -> None:
+    check_processes([name])
+
+
+HASHING = """
+import numpy as np
+from agents.random_ import RandomAgent
+from agents.registry import register
+
+class Hashing(RandomAgent):
+    name = "hashing"
+
+    def propose(self, number, attempt, rng):
+        return super().propose(number, attempt, np.random.default_rng(abs(hash(f"{number}, {attempt}"))))
+
+register("hashing", Hashing, "what it suggests hangs on the hashes of text, which a process salts")
 """
 
 
-def test_the_same_suggestions_in_fresh_processes() -> None:
-    texts = []
-    for hash_seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT.format(names=QUICK)],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        texts.append(done.stdout)
-    assert texts[0] == texts[1]
-    assert len(texts[0].splitlines()) == len(QUICK)
-    problem = toy_problem(toy_space(2), share=0.3, evaluations=16)
-    here = run(make_agent("joint", problem, 5), problem, 12, score_of(problem))
-    assert " ".join(["joint", *(s.policy.digest for s, _ in here)]) in texts[0]
+def test_an_agent_that_differs_between_processes_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hashing_agent.py").write_text(HASHING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(AgentConformanceError, match="two processes with one seed differ"):
+        check_processes(["hashing"], imports=["hashing_agent"], evaluations=4, processes=2)
 
 
 def test_answers_that_do_not_belong_are_refused() -> None:
