@@ -1,11 +1,11 @@
-"""Learning to learn: a network trained on past studies proposes where to start, and `joint` goes on from there.
+"""Learning to learn: a network trained on past studies proposes half of `joint`'s starts.
 
 The survey (Cheng et al. 2017, VIII.C) points to Andrychowicz et al. 2016 ([76], learning to learn by gradient
 descent by gradient descent) and to Ha et al. 2016 ([77], HyperNetworks) for choosing a compression's settings.
 
 | differences from the papers | |
 |---|---|
-| what is learned [76] | not the steps of an optimiser but where it should begin; `joint` is the optimiser |
+| what is learned [76] | not the steps of an optimiser but where it should begin; `joint` is the optimiser, and keeps its own starts too |
 | how [76] | past studies' best policies are imitated, no gradient through a whole search: an evaluation has none |
 | shared over coordinates [76] | the same: one network for every coordinate, whatever their number; here they also see each other's mean (Deep Sets) instead of a memory of gradients |
 | a network that makes a network [77] | it makes the policy, from which the compressed network follows, not the weights |
@@ -35,12 +35,11 @@ from .solver import at_most
 Floats = NDArray[np.float64]
 
 #: Latency that the network is asked for, over the limit (or over the uncompressed network's for least
-#: latency), suggestion by suggestion. Between those at the budget some that look down the front.
-LEVELS = (1.0, 1.0, 0.75, 1.0, 0.55, 1.0, 0.4, 1.0, 0.65, 1.0)
+#: latency), start by start. At the limit joint's own starts are hard to beat, down the front it has none.
+LEVELS = (0.6, 1.0, 0.4, 1.0, 0.75, 1.0, 0.5, 1.0, 0.3, 1.0)
 LADDER = (0.8, 0.5, 0.65, 0.35, 0.9, 0.25, 0.58, 0.42, 0.72, 0.3)
-#: Suggestions that recall an earlier study of the same network, and that take the ensemble's mean; samples
-#: drawn where all others are known.
-RECALLED, MEANS, SAMPLES = 1, (0, 2), 3
+#: The learned start that recalls an earlier study of the same network; samples drawn where all else is known.
+RECALLED, SAMPLES = 1, 3
 #: Kinds that are tilted to meet the budget, each time those before and more.
 GIVING_WAY = (GROWABLE, (*GROWABLE, "rank"), KINDS)
 #: Strengths of the tilt by which a distribution is brought to the budget, strongest down first.
@@ -51,6 +50,9 @@ SHARP = 2.0
 
 class HyperAgent(JointAgent):
     """`joint`, begun where a network trained on past studies says. Without past studies it is `joint`.
+
+    Joint's own starts stay, the uniform ladder at the budget; what is learned takes the place of its random
+    ones, and of half the random candidates among which it chooses later.
 
     ``others_only``: learn from other networks' studies alone, to judge what carries over.
     """
@@ -80,21 +82,27 @@ class HyperAgent(JointAgent):
         return features(self.pricer)
 
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
+<<<<<<< HEAD
         if attempt == 0 and number < self._starts and len(self.pricer.top) and self.studies:
             for found, origin in self._begun(number, rng):
+=======
+        starting = attempt == 0 and number < 2 * self.starts and number % 2 == 1
+        if starting and len(self.pricer.top) and self.studies:
+            for found, origin in self._begun(number // 2, rng):
+>>>>>>> hyper
                 if found is not None and not self.known(found):
                     return found, origin
         return super().propose(number, attempt, rng)
 
-    def _begun(self, number: int, rng: np.random.Generator) -> Iterator[tuple[Indices | None, str]]:
-        """What may be suggestion ``number``: what this network had before, mean, member, then samples."""
-        budget, words = self._level(number), f"of {len(self.studies)} past studies"
-        if number == RECALLED:
+    def _begun(self, k: int, rng: np.random.Generator) -> Iterator[tuple[Indices | None, str]]:
+        """What may be the ``k``-th learned start: what this network had before, mean, member, samples."""
+        budget, words = self._level(k), f"of {len(self.studies)} past studies"
+        if k == RECALLED:
             yield self._recalled(budget), "recalled: the best of an earlier study at this budget"
         p = self._asked(budget)
-        if number in MEANS:
+        if k % 2 == 0:
             yield self._tilted(p.mean(0), budget, None), f"learned: mean {words}"
-        member = number // 2 % len(p)
+        member = k // 2 % len(p)
         yield self._tilted(p[member], budget, None), f"learned: member {member} {words}"
         for _ in range(SAMPLES):
             yield self._sampled(p, budget, rng), f"learned: a sample {words}"
@@ -109,17 +117,25 @@ class HyperAgent(JointAgent):
 
     # -- what the network is asked
 
-    def _level(self, number: int) -> Budget:
-        """The budget, or one with a lower latency."""
+    def _level(self, k: int) -> Budget:
+        """The budget of the ``k``-th learned start, or one with a lower latency."""
         budget = self.problem.budget
         base = float(self.pricer.latency(self.pricer.top[None])[0])
         if self.problem.objective == "latency":
             least = float(self.pricer.latency(anchors(self.pricer)[1][None])[0])
+<<<<<<< HEAD
             share = LADDER[number % len(LADDER)]
             return at_most(budget, max(share * base, 1.05 * least))
         if budget.max_latency_ms is None:
             return budget
         return at_most(budget, LEVELS[number % len(LEVELS)] * budget.max_latency_ms)
+=======
+            share = LADDER[k % len(LADDER)]
+            return _at_most(budget, max(share * base, 1.05 * least))
+        if budget.max_latency_ms is None:
+            return budget
+        return _at_most(budget, LEVELS[k % len(LEVELS)] * budget.max_latency_ms)
+>>>>>>> hyper
 
     def _asked(self, budget: Budget) -> Floats:
         """Probabilities of places, (members, d, BINS), for a budget."""

@@ -79,7 +79,7 @@ def test_units_do_not_count() -> None:
         problem,
         costs=Slower(ToyCosts(problem.space.structure), 1000.0),
         budget=Budget(1000.0 * (problem.budget.max_latency_ms or 0.0)),
-        losses=lambda: {k: 50.0 * v for k, v in losses.items()},
+        losses_around=lambda at: {k: 50.0 * v for k, v in losses.items()},
         base_accuracy=-12.0,
         higher_is_better=False,
     )

@@ -184,12 +184,13 @@ def test_without_past_studies_it_is_joint() -> None:
 def test_it_begins_with_what_it_learned_at_the_budget() -> None:
     problem = with_past(toy_problem(toy_space(2), share=0.3, evaluations=40))
     agent = make_agent("hyper", problem, 0)
-    first = agent.suggest(6)
-    assert all(s.origin.startswith("learned") for s in first[:2])
+    first = agent.suggest(8)
+    assert all(s.origin.startswith("learned") for s in first[1::2])
+    assert first[::2] == make_agent("joint", problem, 0).suggest(8)[::2]  # joint's own starts stay
     limit = problem.budget.max_latency_ms or 0.0
-    latency = problem.costs([s.policy for s in first])["latency_ms"]
-    assert 0.85 * limit < latency[0] <= limit
-    assert latency.min() < 0.8 * limit  # some look down the front
+    latency = problem.costs([s.policy for s in first[1::2]])["latency_ms"]
+    assert (latency[1::2] > 0.7 * limit).all()
+    assert (latency[::2] < 0.7 * limit).all()  # some look down the front
 
 
 def test_an_earlier_study_of_the_same_network_is_recalled() -> None:
@@ -198,7 +199,12 @@ def test_an_earlier_study_of_the_same_network_is_recalled() -> None:
     study = study_of(plain, history)
     best = max((o for _, o in history), key=lambda o: o.accuracy or 0.0)
     agent = make_agent("hyper", with_past(plain, [study]), 1)
+<<<<<<< HEAD
     begun = agent.suggest(2)
+=======
+    second = agent.suggest(4)[3]
+    assert second.origin.startswith("recalled")
+>>>>>>> hyper
     score = ToyAccuracy(plain.space.structure)
     assert max(score(s.policy) for s in begun) >= (best.accuracy or 0.0) - 0.02
     # a network trained on one study alone may know it by heart
@@ -206,13 +212,14 @@ def test_an_earlier_study_of_the_same_network_is_recalled() -> None:
 
 
 def test_what_it_begins_with_is_better_than_chance_on_a_network_never_seen() -> None:
-    """Its first policy against the median of random ones at the same budget, each on several networks."""
+    """Its first policy at the budget against the median of random ones there."""
     for blocks, width, share in ((2, 32, 0.3), (2, 48, 0.25), (5, 32, 0.4)):
         problem = with_past(toy_problem(toy_space(blocks, width), share=share, evaluations=40))
         accuracy = ToyAccuracy(problem.space.structure)
         drawn = [accuracy(s.policy) for s in make_agent("random", problem, 0).suggest(15)]
-        first = make_agent("hyper", problem, 0).suggest(1)[0]
-        assert accuracy(first.policy) > np.median(drawn) + 0.05
+        learned = make_agent("hyper", problem, 0).suggest(4)[3]
+        assert learned.origin.startswith("learned")
+        assert accuracy(learned.policy) > np.median(drawn) + 0.05
 
 
 def test_a_tilt_moves_every_coordinate_the_same_way() -> None:
