@@ -82,14 +82,9 @@ class HyperAgent(JointAgent):
         return features(self.pricer)
 
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
-<<<<<<< HEAD
-        if attempt == 0 and number < self._starts and len(self.pricer.top) and self.studies:
-            for found, origin in self._begun(number, rng):
-=======
-        starting = attempt == 0 and number < 2 * self.starts and number % 2 == 1
+        starting = attempt == 0 and number < self._starts and number % 2 == 1
         if starting and len(self.pricer.top) and self.studies:
             for found, origin in self._begun(number // 2, rng):
->>>>>>> hyper
                 if found is not None and not self.known(found):
                     return found, origin
         return super().propose(number, attempt, rng)
@@ -123,19 +118,11 @@ class HyperAgent(JointAgent):
         base = float(self.pricer.latency(self.pricer.top[None])[0])
         if self.problem.objective == "latency":
             least = float(self.pricer.latency(anchors(self.pricer)[1][None])[0])
-<<<<<<< HEAD
-            share = LADDER[number % len(LADDER)]
+            share = LADDER[k % len(LADDER)]
             return at_most(budget, max(share * base, 1.05 * least))
         if budget.max_latency_ms is None:
             return budget
-        return at_most(budget, LEVELS[number % len(LEVELS)] * budget.max_latency_ms)
-=======
-            share = LADDER[k % len(LADDER)]
-            return _at_most(budget, max(share * base, 1.05 * least))
-        if budget.max_latency_ms is None:
-            return budget
-        return _at_most(budget, LEVELS[k % len(LEVELS)] * budget.max_latency_ms)
->>>>>>> hyper
+        return at_most(budget, LEVELS[k % len(LEVELS)] * budget.max_latency_ms)
 
     def _asked(self, budget: Budget) -> Floats:
         """Probabilities of places, (members, d, BINS), for a budget."""

@@ -184,9 +184,10 @@ def test_without_past_studies_it_is_joint() -> None:
 def test_it_begins_with_what_it_learned_at_the_budget() -> None:
     problem = with_past(toy_problem(toy_space(2), share=0.3, evaluations=40))
     agent = make_agent("hyper", problem, 0)
-    first = agent.suggest(8)
+    first = agent.suggest(6)
     assert all(s.origin.startswith("learned") for s in first[1::2])
-    assert first[::2] == make_agent("joint", problem, 0).suggest(8)[::2]  # joint's own starts stay
+    assert not any(s.origin.startswith("learned") for s in first[::2])  # joint's own starts stay
+    assert first[0] == make_agent("joint", problem, 0).suggest(1)[0]
     limit = problem.budget.max_latency_ms or 0.0
     latency = problem.costs([s.policy for s in first[1::2]])["latency_ms"]
     assert (latency[1::2] > 0.7 * limit).all()
@@ -199,16 +200,11 @@ def test_an_earlier_study_of_the_same_network_is_recalled() -> None:
     study = study_of(plain, history)
     best = max((o for _, o in history), key=lambda o: o.accuracy or 0.0)
     agent = make_agent("hyper", with_past(plain, [study]), 1)
-<<<<<<< HEAD
-    begun = agent.suggest(2)
-=======
-    second = agent.suggest(4)[3]
-    assert second.origin.startswith("recalled")
->>>>>>> hyper
+    begun = [s for s in agent.suggest(6) if not s.origin.startswith(("exact", "start"))]
     score = ToyAccuracy(plain.space.structure)
     assert max(score(s.policy) for s in begun) >= (best.accuracy or 0.0) - 0.02
     # a network trained on one study alone may know it by heart
-    assert begun[1].origin.startswith("recalled") or begun[0].policy == best.policy
+    assert any(s.origin.startswith("recalled") or s.policy == best.policy for s in begun)
 
 
 def test_what_it_begins_with_is_better_than_chance_on_a_network_never_seen() -> None:
