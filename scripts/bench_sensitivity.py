@@ -13,7 +13,8 @@ scale: residual networks of 20 to 50 layers with random weights, 3x32x32.
 
 rank: Spearman correlation of losses with what the complete evaluation says: of single changes that are
 policies (channels, ranks, blocks), and summed over the changes of random feasible policies; the same for the
-estimates from gradients, and for the first look (`search.look`) at those policies. Truth is the drop of top-1
+estimates from gradients, for losses around the uniform policy of the budget's size, from which `joint` and
+`exact` start, and for the first look (`search.look`) at those policies. Truth is the drop of top-1
 on the validation data, which is coarse (1/359), and the rise of its cross-entropy.
 """
 
@@ -35,11 +36,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from agents.pricing import Pricer
+from agents.reference import reference
 from agents.repair import random_feasible
 from compressors.apply import Network, compress, shrunk
 from compressors.memo import Memo
 from compressors.policy import ResolvedPolicy
-from compressors.sensitivity import first_order_losses, measured_losses, second_order_losses
+from compressors.sensitivity import (
+    first_order_losses,
+    losses_around,
+    measured_losses,
+    second_order_losses,
+)
 from compressors.sensitivity.changes import Change
 from compressors.sensitivity.divergence import divergence
 from compressors.sensitivity.measured import answers_of
@@ -224,6 +231,10 @@ def _random(setup: Setup, losses: dict[str, Losses], policies: int) -> None:
     for name, found in losses.items():
         sums = [sum(float(found[n][i]) for n, i in zip(names, x, strict=True)) for x in drawn]
         rows.append([f"sum of {name}", *spearman(sums, truths)])
+    at = reference(pricer)
+    seconds, around = timed(lambda: losses_around(setup.scorer.network, setup.space, at))
+    sums = [sum(float(around[n][i]) for n, i in zip(names, x, strict=True)) for x in drawn]
+    rows.append([f"sum of measured around uniform ({seconds:.1f} s)", *spearman(sums, truths)])
     look = setup.scorer._look
     seen = [look.at(p, shrunk(setup.scorer.network, p)) for p in resolved]
     rows.append(["first look", *spearman([-estimate(s, look.count)[0] for s in seen], truths)])
