@@ -44,7 +44,7 @@ NETWORKS = (
 )
 TARGETS = (
     "raspberry-pi-4",
-    "raspberry-pi-3.ncnn",
+    "raspberry-pi-3/ncnn",
     "x86-avx512-vnni",
     "fpga-bitfusion",
     "fpga-zcu104-dpu",
