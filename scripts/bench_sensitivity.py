@@ -42,7 +42,6 @@ from compressors.policy import ResolvedPolicy
 from compressors.sensitivity import first_order_losses, measured_losses, second_order_losses
 from compressors.sensitivity.changes import Change
 from compressors.sensitivity.divergence import divergence
-from compressors.sensitivity.measured import answers_of
 from compressors.sensitivity.plan import Losses, Plan
 from compressors.sensitivity.suffix import Reference
 from compressors.simulate import answers
@@ -73,7 +72,7 @@ def timed(function: Callable[[], Losses]) -> tuple[float, Losses]:
 def nothing_kept(network: Network, space: PolicySpace, samples: int | None) -> Losses:
     """The same numbers with nothing remembered from one change to the next."""
     plan = Plan(network, space, samples=samples)
-    outputs, numerics = answers_of(plan, None), space.abilities.numerics
+    outputs, numerics = plan.outputs, space.abilities.numerics
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
         def of(change: Change) -> float:

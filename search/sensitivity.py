@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .setup import Setup
 
 #: Part of every file's key; raised with every change to how losses are measured.
-VERSION = 1
+VERSION = 2
 #: Kind of the journal's event that holds a run's losses.
 EVENT = "losses"
 
