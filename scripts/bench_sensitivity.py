@@ -49,7 +49,6 @@ from compressors.sensitivity import (
 )
 from compressors.sensitivity.changes import Change
 from compressors.sensitivity.divergence import divergence
-from compressors.sensitivity.measured import answers_of
 from compressors.sensitivity.plan import Losses, Plan
 from compressors.sensitivity.suffix import Reference
 from compressors.simulate import answers
@@ -81,7 +80,7 @@ def timed(function: Callable[[], Losses]) -> tuple[float, Losses]:
 def nothing_kept(network: Network, space: PolicySpace, samples: int | None) -> Losses:
     """The same numbers with nothing remembered from one change to the next."""
     plan = Plan(network, space, samples=samples)
-    outputs, numerics = answers_of(plan, None), space.abilities.numerics
+    outputs, numerics = plan.outputs, space.abilities.numerics
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
         def of(change: Change) -> float:

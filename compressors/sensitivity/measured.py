@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..apply import Network, batched
+from ..apply import Network
 from ..space import PolicySpace
 from .changes import Change
-from .divergence import Output, divergence, outputs_of
+from .divergence import divergence
 from .plan import POINTS, Losses, Plan
 from .suffix import Reference
 
@@ -29,15 +29,16 @@ def measured_losses(
     Every loss is the divergence (`compressors.sensitivity.divergence`) of the changed network's answers from
     the uncompressed one's. Reductions come with channel choice, reconstruction and calibrated statistics of
     real policies; bits are rounded as the space's numerics say, all else being float. About ``points`` values
-    of a coordinate are measured, the rest is interpolated.
+    of a coordinate are measured, the rest is interpolated. Where there are classes, the samples are those
+    that the network is least sure of: losses rank changes better so, and are larger than over all samples.
 
     Args:
         samples: of calibration data; by default as many as `plan.EFFORT` allows, 16 to 128.
         classes: for the first outputs the axis of their class scores, None for those that are none.
         reuse: False computes every changed network from its inputs on. The numbers are the same.
     """
-    plan = Plan(network, space, points, samples)
-    outputs = answers_of(plan, classes)
+    plan = Plan(network, space, points, samples, classes)
+    outputs = plan.outputs
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
         numerics = space.abilities.numerics
@@ -50,13 +51,6 @@ def measured_losses(
         return of
 
     return plan.run(lose)
-
-
-def answers_of(plan: Plan, classes: Sequence[int | None] | None) -> tuple[Output, ...]:
-    """What the network's outputs hold, judged by its answers to the plan's samples."""
-    graph, weights = plan.changes.graph, plan.changes.weights
-    parts = [batched(graph, weights, chunk) for chunk in plan.chunks]
-    return outputs_of(graph, [torch.cat(column) for column in zip(*parts, strict=True)], classes)
 
 
 __all__ = ["measured_losses"]

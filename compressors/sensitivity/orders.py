@@ -27,7 +27,6 @@ from ..space import PolicySpace
 from .changes import Change
 from .deltas import activation_changes, weight_changes
 from .divergence import Output
-from .measured import answers_of
 from .plan import POINTS, Losses, Plan
 
 #: Draws of answers and signs by which a trace is estimated.
@@ -42,8 +41,8 @@ def first_order_losses(
     classes: Sequence[int | None] | None = None,
 ) -> Losses:
     """Shape and unit as `measured_losses`: the absolute first-order term of every change."""
-    plan = Plan(network, space, points, samples)
-    outputs = answers_of(plan, classes)
+    plan = Plan(network, space, points, samples, classes)
+    outputs = plan.outputs
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
         forward = _Forward.of(plan, chunk)
@@ -66,8 +65,8 @@ def second_order_losses(
     classes: Sequence[int | None] | None = None,
 ) -> Losses:
     """Shape and unit as `measured_losses`: the isotropic second-order term of every change."""
-    plan = Plan(network, space, points, samples)
-    outputs = answers_of(plan, classes)
+    plan = Plan(network, space, points, samples, classes)
+    outputs = plan.outputs
 
     def lose(chunk: tuple[Tensor, ...]) -> Callable[[Change], float]:
         forward, count = _Forward.of(plan, chunk), chunk[0].shape[0]

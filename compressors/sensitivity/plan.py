@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..apply import Network
+from ..apply import Network, batched
 from ..space import PolicySpace
 from .changes import Change, Changes
+from .divergence import Output, outputs_of
 from .sampling import interpolated, sampled
 from .suffix import kept_bytes
 
@@ -22,6 +23,8 @@ POINTS = 4
 #: Multiply-accumulates one pass may take, by which the number of samples is chosen, and its bounds.
 EFFORT = 60e9
 LEAST_SAMPLES, MOST_SAMPLES = 16, 128
+#: Samples to choose from, times those that are used.
+POOL = 8
 #: Bytes of activations kept at a time: a chunk holds as many samples as fit.
 CHUNK_BYTES = 512 << 20
 
@@ -36,6 +39,7 @@ class Plan:
     space: PolicySpace
     points: int = POINTS
     samples: int | None = None
+    classes: Sequence[int | None] | None = None
 
     @cached_property
     def changes(self) -> Changes:
@@ -59,16 +63,42 @@ class Plan:
         ]
 
     @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network's outputs hold."""
+        return outputs_of(self.changes.graph, self._pool[1], self.classes)
+
+    @cached_property
     def chunks(self) -> list[tuple[Tensor, ...]]:
-        """Calibration samples, evenly spaced, in chunks that fit."""
-        inputs = self.network.calibration
-        total, fixed = inputs[0].shape[0], self.network.structure.graph.fixed_batch
-        count = min(total, self.samples or self._affordable())
-        fits = max(1, CHUNK_BYTES // max(1, kept_bytes(self.changes.graph)))
-        step = fixed or -(-count // -(-count // fits))  # chunks of about the same size
-        count = max(1, count // fixed) * fixed if fixed else count
+        """The samples, in chunks that fit: of a pool those whose class the network is least sure of."""
+        pool, answers = self._pool
+        fixed, count = self.network.structure.graph.fixed_batch, self._count
+        step = fixed or -(-count // -(-count // self._fits))  # chunks of about the same size
+        at = least_sure(self.outputs, answers, count) if fixed is None else torch.arange(count)
+        return [tuple(x[part] for x in pool) for part in at.split(step)]
+
+    @cached_property
+    def _pool(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Calibration samples, evenly spaced, and the network's answers to them."""
+        inputs, fixed = self.network.calibration, self.network.structure.graph.fixed_batch
+        total = inputs[0].shape[0]
+        count = self._count if fixed else min(total, POOL * self._count)
         at = torch.linspace(0, total - 1, count).long()
-        return [tuple(x[part] for x in inputs) for part in at.split(step) if not fixed or len(part) == fixed]
+        pool = tuple(x[at] for x in inputs)
+        graph, weights, step = self.changes.graph, self.changes.weights, fixed or self._fits
+        columns = zip(*(x.split(step) for x in pool), strict=True)
+        parts = [batched(graph, weights, column) for column in columns]
+        return pool, tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    @cached_property
+    def _fits(self) -> int:
+        """Samples whose activations fit."""
+        return max(1, CHUNK_BYTES // max(1, kept_bytes(self.changes.graph)))
+
+    @cached_property
+    def _count(self) -> int:
+        total, fixed = self.network.calibration[0].shape[0], self.network.structure.graph.fixed_batch
+        count = min(total, self.samples or self._affordable())
+        return max(1, count // fixed) * fixed if fixed else count
 
     def _affordable(self) -> int:
         """Samples at `EFFORT`, a changed network being computed by half on average."""
@@ -103,4 +133,17 @@ class Plan:
         return self.losses(found)
 
 
-__all__ = ["Losses", "Plan"]
+def least_sure(outputs: Sequence[Output], answers: Sequence[Tensor], count: int) -> Tensor:
+    """The ``count`` samples between whose two likeliest classes least lies, ascending; (count,) indices.
+
+    Small changes show on them first, where the answers to most samples are all but certain. Without class
+    scores the samples are evenly spaced.
+    """
+    output, value = outputs[0], answers[0]
+    if output.kind not in ("scores", "probabilities") or value.dim() != 2:
+        return torch.linspace(0, value.shape[0] - 1, count).long()
+    top = value.double().topk(2, 1).values
+    return torch.argsort(top[:, 0] - top[:, 1], stable=True)[:count].sort().values
+
+
+__all__ = ["Losses", "Plan", "least_sure"]

@@ -354,3 +354,18 @@ def test_samples_fit_the_memory_and_the_effort(monkeypatch: pytest.MonkeyPatch) 
     assert np.corrcoef(np.log(a + 1e-9), np.log(b + 1e-9))[0, 1] > 0.95
     monkeypatch.setattr(module, "EFFORT", 0.0)
     assert sum(len(c[0]) for c in Plan(network, space).chunks) == module.LEAST_SAMPLES
+
+
+def test_the_samples_are_those_the_network_is_least_sure_of() -> None:
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(200, 6) * 4
+    network = Network.from_module(module, (x[:1],), (x,))
+    space = PolicySpace(network.structure, Abilities())
+    (chunk,) = Plan(network, space, samples=25, classes=[1]).chunks
+    top = module(x).topk(2, 1).values
+    margin = top[:, 0] - top[:, 1]
+    chosen = torch.argsort(margin)[:25].sort().values
+    assert torch.equal(chunk[0], x[chosen])
+    (even,) = Plan(network, space, samples=25, classes=[None]).chunks
+    assert torch.equal(even[0], x[torch.linspace(0, 199, 25).long()])
