@@ -140,10 +140,10 @@ def nondominated(loss: Floats, cost: Floats) -> Ints:
     rows: list[Ints] = []
     for start in range(0, len(order), CHUNK):
         chunk = order[start : start + CHUNK]
-        dominated = np.asarray((kept[None] <= cost[chunk][:, None]).all(axis=2))
+        dominated: Mask = np.asarray((kept[None] <= cost[chunk][:, None]).all(axis=2))
         chunk = chunk[~dominated.any(axis=1)]
         c = cost[chunk]
-        earlier = np.asarray(np.tril((c[None] <= c[:, None]).all(axis=2), k=-1))
+        earlier: Mask = np.tril(np.asarray((c[None] <= c[:, None]).all(axis=2)), k=-1)
         worse = earlier.any(axis=1)
         rows.append(chunk[~worse])
         kept = np.concatenate([kept, c[~worse]])

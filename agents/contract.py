@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 
 from .errors import BudgetError, HistoryError
+
+if TYPE_CHECKING:
+    from .past import PastStudy
 
 #: Cost name to its values, one per policy, shape (P,). Names: latency_ms, latency_high_ms, energy_mj,
 #: size_bytes, memory_bytes, macs; lower is better for all of them.
@@ -182,6 +185,7 @@ class Problem:
     ``losses`` measures what each change alone loses (seconds, the first time it is called); ``losses_around``
     the same with the other coordinates as in a policy, given as value indices (d,); ``relaxation`` makes the
     network differentiable in the choices. They are None where nothing can measure.
+    ``past`` gives earlier studies, of this or other networks and targets, always the same ones during a run.
     """
 
     space: PolicySpace
@@ -195,6 +199,7 @@ class Problem:
     estimates: Callable[[Sequence[ResolvedPolicy]], Costs] | None = field(default=None, compare=False)
     relaxation: Callable[[], Relaxation] | None = field(default=None, compare=False)
     losses_around: Callable[[Sequence[int]], Losses] | None = field(default=None, compare=False)
+    past: Callable[[], Sequence[PastStudy]] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.objective not in ("accuracy", "latency"):

@@ -18,7 +18,7 @@ of deviation 0.5 * 0.95^k (0.99^k), one training update per step of an episode, 
 | action learned | what was carried out, after walls, rounding, repair: a journal rebuilds every transition |
 | fewer evaluations | by a factor f: f times the warm-up, decay to the power 1/f; updates as they are |
 | several out at once | noise goes by the suggestion's number, training by the outcomes told |
-| repetition | a policy suggested before is drawn again, deviation at least 0.1, 0.3, 0.9, then at random |
+| repetition | of a policy suggested before one layer is drawn anew; else all with deviation 0.1, 0.3, 0.9 |
 | memory | next states are stored with their transition, not looked up in the entry that follows |
 | lower bounds | the space's own (`min_keep`, ranks, bits), not 0.2 for every layer |
 
@@ -38,7 +38,7 @@ from .base import SequentialAgent, Told
 from .episode import MODES, Course, Mode
 from .pricing import Indices
 from .rewards import REWARDS
-from .sites import Floats, K, Vector, taken
+from .sites import Floats, K, Vector, chosen, taken
 
 if TYPE_CHECKING:
     from .ddpg_network import Learner
@@ -70,7 +70,9 @@ class Schedule:
         return max(published, again, 1e-6)
 
 
-#: Deviation of the noise with which a repeated policy is drawn again, times 3 for each further attempt.
+#: How often one step of a repeated policy is drawn anew before the whole episode is, and the deviation of
+#: the noise then, times 3 for each further attempt.
+REDRAWN = 16
 RETRY = 0.1
 AMC = Schedule(episodes=800, warmup=100, decay=0.95, memory=100)
 HAQ = Schedule(episodes=600, warmup=20, decay=0.99, memory=128)
@@ -128,7 +130,21 @@ class DdpgAgent(SequentialAgent):
         while not self.course.done(at):
             at = self.course.decide(at, self._action(self.course.observe(at), sigma, rng))
         how = "warm-up, uniform actions" if sigma is None else f"actor with noise {sigma:.2g}"
-        return self.course.finish(at), f"{self.name}: {how}"
+        found, redrawn = self._varied(self.course.finish(at), rng)
+        return found, f"{self.name}: {how}{', a layer drawn anew' if redrawn else ''}"
+
+    def _varied(self, indices: Indices, rng: np.random.Generator) -> tuple[Indices, bool]:
+        """A policy that was not suggested before: this one, or with one step's action drawn anew."""
+        if not self.known(indices):
+            return indices, False
+        sizes = self.space.cardinalities
+        for site in rng.choice(np.array(self.course.sites, dtype=object), size=REDRAWN):
+            other = indices.copy()
+            wanted = chosen(site, rng.random(K), sizes)
+            other[list(wanted)] = list(wanted.values())
+            if self.pricer.feasible(other[None])[0] and not self.known(other):
+                return other, True
+        return indices, False
 
     def _action(self, state: Vector, sigma: float | None, rng: np.random.Generator) -> Vector | Floats:
         if sigma is None:
@@ -159,5 +175,6 @@ def truncated_normal(mean: Vector, sigma: float, rng: np.random.Generator) -> Fl
 
     centre = np.asarray(mean, dtype=float)
     low, high = ndtr(-centre / sigma), ndtr((1.0 - centre) / sigma)
-    drawn = centre + sigma * ndtri(low + rng.random(len(centre)) * (high - low))
-    return np.asarray(np.clip(np.nan_to_num(drawn, nan=0.5), 0.0, 1.0), dtype=float)
+    drawn = np.clip(centre + sigma * ndtri(low + rng.random(len(centre)) * (high - low)), 0.0, 1.0)
+    # A network that metrics of absurd size drove to NaN explores blindly instead of ending the search.
+    return np.asarray(np.where(np.isnan(drawn), 0.5, drawn), dtype=float)

@@ -19,6 +19,11 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "JointAgent",
         "measured losses, a surrogate for where they do not add up, moves along the budget (default)",
     ),
+    "hyper": (
+        "agents.hyper",
+        "HyperAgent",
+        "joint, begun where a network trained on past studies says; without any it is joint",
+    ),
     "tpe": ("agents.tpe", "TpeAgent", "tree-structured Parzen estimator (Optuna)"),
     "gp": ("agents.gp", "GpAgent", "Gaussian process with log expected improvement (Optuna)"),
     "cmaes": ("agents.cmaes", "CmaesAgent", "CMA-ES warm-started from the best known (Optuna's cmaes)"),
@@ -47,6 +52,11 @@ _BUILT_IN: dict[str, tuple[str, str, str]] = {
         "agents.ddpg",
         "HaqAgent",
         "ddpg as HAQ has it: weights, then activations of each layer, bits walked down to the budget",
+    ),
+    "gradient": (
+        "agents.gradient",
+        "GradientAgent",
+        "architecture weights trained by gradient on the relaxed network (as ProxylessNAS)",
     ),
     "random": (
         "agents.random_",

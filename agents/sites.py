@@ -132,8 +132,7 @@ def taken(site: Site, indices: Indices, sizes: Indices) -> Vector:
     found = np.zeros(K, dtype=np.float32)
     for k, coordinates in enumerate(site.coordinates):
         if coordinates:
-            own = list(coordinates)
-            found[k] = float(np.mean((indices[own] + 0.5) / sizes[own]))
+            found[k] = sum((indices[i] + 0.5) / sizes[i] for i in coordinates) / len(coordinates)
     return found
 
 

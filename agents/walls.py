@@ -51,10 +51,12 @@ class Walls:
         decided before, and decides this step: as wanted where a completion is found, else by the first point
         that bisection finds on the way from the wanted choice to the witness's.
         """
-        way = self._way(self.observer.course[step], wanted, witness)
-        found = self._completed(step, way[0])
+        asked = witness.copy()
+        asked[list(wanted)] = list(wanted.values())
+        found = self._completed(step, asked)
         if found is not None:
             return found
+        way = self._way(self.observer.course[step], asked, witness)
         held, _ = boundary(len(way) - 1, lambda k: self._completed(step, way[k]), witness)
         return held
 
@@ -76,10 +78,8 @@ class Walls:
         return not self.pricer.budget.why_not(self.pricer.exact(point))
 
     @staticmethod
-    def _way(site: Site, wanted: dict[int, int], witness: Indices) -> Indices:
-        """From the wanted choices to the witness's by unit steps, (L + 1, d); the rest as in the witness."""
-        start = witness.copy()
-        start[list(wanted)] = list(wanted.values())
+    def _way(site: Site, start: Indices, witness: Indices) -> Indices:
+        """From ``start`` (d,) to the witness, which differ at ``site``, by unit steps, (L + 1, d)."""
         steps: list[tuple[int, int]] = []
         for kind in YIELDING:
             for i in site.coordinates[KINDS.index(kind)]:

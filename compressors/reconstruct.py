@@ -64,20 +64,19 @@ def reconstruct(
     for layer in structure.layers:
         if not reconstructible(structure, layer):
             continue
-        stay, rows = _positions(structure, layer, 1, kept), _positions(structure, layer, 0, kept)
+        stay, rows = surviving(structure, layer, 1, kept), surviving(structure, layer, 0, kept)
         tensor = structure.graph.by_name[layer.nodes[0]].inputs[0]
         if bool(stay.all()) or tensor not in covariances or not bool(stay.any()):
             continue
-        key = (tensor, stay.numpy().tobytes())
-        known = solved.get(key) or solved.put(key, (_predictor(covariances[tensor], stay, solved, tensor),))
         full = weights[layer.weight]
         lost = full[rows][:, ~stay].double()
-        gained = torch.einsum("or...,rk->ok...", lost, known[0])
+        taken_over = predictor(covariances[tensor], stay, solved, tensor)
+        gained = torch.einsum("or...,rk->ok...", lost, taken_over)
         found[layer.weight] = (pruned[layer.weight].double() + gained).to(full.dtype)
     return found
 
 
-def _positions(structure: Structure, layer: Layer, dim: int, kept: Mapping[str, Tensor]) -> Tensor:
+def surviving(structure: Structure, layer: Layer, dim: int, kept: Mapping[str, Tensor]) -> Tensor:
     """Which positions of a weight's dimension survive, (size,) bool."""
     stay = torch.ones(layer.weight_shape[dim], dtype=torch.bool)
     for name, units in kept.items():
@@ -90,8 +89,15 @@ def _positions(structure: Structure, layer: Layer, dim: int, kept: Mapping[str, 
     return stay
 
 
+def predictor(cov: Tensor, stay: Tensor, solved: Memo, tensor: str) -> Tensor:
+    """A (R, K): a tensor's removed channels from those that ``stay``, (C,) bool; remembered."""
+    key = (tensor, stay.numpy().tobytes())
+    known = solved.get(key) or solved.put(key, (_predictor(cov, stay, solved, tensor),))
+    return known[0]
+
+
 def _predictor(cov: Tensor, stay: Tensor, solved: Memo, tensor: str) -> Tensor:
-    """A (R, K): removed channels from kept ones.
+    """A (R, K), solved for.
 
     With the precision P = (S + l I)^-1, found once a tensor, S_RK (S_KK + l I)^-1 = -P_RR^-1 P_RK: of the two
     systems the smaller one is solved.

@@ -103,7 +103,7 @@ def _resolve_bits(
         dead = {x for b in removed for x in structure.block[b].layers}
         alive = [x for x in structure.layers if x.name not in dead]
         act_bits = _resolve_act_bits(structure, abilities, policy, dead)
-        weight_bits = {x.name: _resolve_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
+        weight_bits = {x.name: resolved_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
         if abilities.float_kernels:
             act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.numerics.at_reads)
         if len(known) > 16_384:
@@ -217,7 +217,7 @@ def without_blocks(structure: Structure, removed: frozenset[str] | tuple[str, ..
     return graph.rebuilt(nodes, outputs=[final(t) for t in graph.outputs])
 
 
-def _resolve_weight_bits(
+def resolved_weight_bits(
     structure: Structure, abilities: Abilities, policy: Policy, layer: Layer, act_bits: Mapping[str, int]
 ) -> int:
     """Bits of a layer's weights: what was asked for, made executable with the tensors around it."""

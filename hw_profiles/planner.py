@@ -35,10 +35,17 @@ FIRST = 48
 CHOICE = 2
 #: The model is fitted anew when so many times the networks are known: fits cost more as profiles grow.
 GROWTH = 1.25
-#: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %.
+#: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %. Wall time of
+#: several threads has fast and slow spells of many runs; rounds that are far apart meet a fast one.
 RUNS, ROUNDS = 40, 4
+WALL_RUNS, WALL_ROUNDS = 240, 8
 #: Squared distance (in units of `residual.FEATURES`) below which two kernels of interest count as one.
 _ALIKE = 0.01
+
+
+def runs_of(threads: int) -> tuple[int, int]:
+    """Runs of a network and rounds they come in, by the number of threads."""
+    return (RUNS, ROUNDS) if threads == 1 else (WALL_RUNS, WALL_ROUNDS)
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Planner:
 
     def anchor(self) -> Work:
         """A network of middling size to be measured along with every batch: see `hw_profiles.pace`."""
-        return Work("anchor", probe("resnet20", self.seed), self.threads, RUNS, ROUNDS)
+        return Work("anchor", probe("resnet20", self.seed), self.threads, *runs_of(self.threads))
 
     def next_batch(self, model: Learned | None) -> list[Work]:
         """The next works by what a model knows; None is the general plan's beginning."""
@@ -105,7 +112,7 @@ class Planner:
             return 0.0
 
     def _work(self, key: str, probe: bytes) -> Work:
-        return Work(key, probe, self.threads, RUNS, ROUNDS, kernels=True)
+        return Work(key, probe, self.threads, *runs_of(self.threads), kernels=True)
 
     # ------------------------------------------------------------------------------- the network at hand
 

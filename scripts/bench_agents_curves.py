@@ -204,7 +204,7 @@ def wilcoxon(differences: Sequence[float]) -> float:
     values = np.array(differences)
     if len(values) == 0 or not np.any(np.abs(values) > 1e-12):
         return 1.0
-    return float(test(values, zero_method="zsplit", method="approx").pvalue)
+    return float(test(values, zero_method="zsplit", method="auto").pvalue)
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ def draw(found: Sequence[Problem], folder: Path) -> None:
         ("minutes", "hypervolume"),
     )
     agents = list(dict.fromkeys(a for p in found for a in p.agents))
-    colours = {a: matplotlib.colormaps["tab20"](i % 20) for i, a in enumerate(agents)}
+    palette = matplotlib.colormaps["tab10" if len(agents) <= 10 else "tab20"]
+    colours = {a: palette(i % palette.N) for i, a in enumerate(agents)}
     for unit, quantity in panels:
         _figure(found, unit, quantity, colours, folder / f"{quantity}_{unit}")
 
@@ -185,15 +186,16 @@ def _figure(
 
     columns = min(4, len(found))
     rows = -(-len(found) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows + 0.6), squeeze=False)
+    wide, high = max(7.5, 4.2 * columns), 3.1 * rows + 1.0
+    figure, axes = pyplot.subplots(rows, columns, figsize=(wide, high), squeeze=False)
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)
     for axis, problem in zip(axes.flat, found, strict=False):
         _panel(axis, problem, unit, quantity, colours)
     handles = [lines.Line2D([], [], color=c, label=a) for a, c in colours.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 8), frameon=False)
-    figure.suptitle(f"{_TITLE[quantity]}: median and quartiles over seeds")
-    figure.tight_layout(rect=(0, 0.4 / (3.1 * rows + 0.6), 1, 1))
+    figure.legend(handles=handles, loc="lower center", ncols=int(wide), frameon=False, fontsize=8)
+    figure.suptitle(f"{_TITLE[quantity]}: median and quartiles over seeds", fontsize=11)
+    figure.tight_layout(rect=(0, 0.3 * -(-len(handles) // int(wide)) / high, 1, 1))
     for ending in (".png", ".svg"):
         figure.savefig(path.with_suffix(ending), dpi=120)
     pyplot.close(figure)
@@ -212,6 +214,7 @@ def _panel(
         )
         axis.plot(curve.x, 100 * curve.median, color=colours[curve.agent], lw=1.4)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(" ".join(problem.name), fontsize=9)
     axis.set_xlabel(unit if unit == "evaluations" else "minutes, replayed", fontsize=8)
     axis.tick_params(labelsize=8)

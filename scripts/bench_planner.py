@@ -32,8 +32,6 @@ from hw_profiles.predictor import Predictor  # noqa: E402
 from hw_profiles.profiles import ProfileStore  # noqa: E402
 from hw_profiles.target import Target, load_target  # noqa: E402
 
-COUNTS = (60, 100, 300)
-
 
 def planned(
     pool: Sequence[Observation], count: int, choice: int, target: Target, threads: int, seed: int
@@ -54,12 +52,12 @@ def planned(
 
 
 def errors(
-    taken: Sequence[Observation], cases: Sequence[Case], target: Target, threads: int
+    taken: Sequence[Observation], cases: Sequence[Case], target: Target, threads: int, counts: Sequence[int]
 ) -> dict[int, tuple[float, float]]:
     """(median error, share within 10 %) on the held-out networks by the number of probes."""
     measured = np.array([c.ms for c in cases])
     found = {}
-    for count in (n for n in COUNTS if n <= len(taken)):
+    for count in (n for n in counts if n <= len(taken)):
         learned = learn(taken[:count], target, threads, 0, calibrated=False)
         ms = predictions(replace(Predictor(target, threads), learned=learned), cases)[0]
         off = np.abs(ms / measured - 1.0)
@@ -74,22 +72,27 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--choices", default="2,8")
+    parser.add_argument("--counts", default="60,100,300", help="of probes, at which errors are taken")
     parser.add_argument("--per-family", type=int, default=42, help="of the benchmark that filled the cache")
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the benchmark that filled the cache")
     given = parser.parse_args()
     machine, cache, target = LocalDevice(), Path(given.cache), load_target("local")
+    counts = [int(n) for n in given.counts.split(",")]
+    index = cache / f"held-out-{given.per_family}-{given.seed}-{given.threads}.json"
+    if not index.is_file():
+        parser.error(f"no {index}: nothing is measured here; run scripts/bench_predictor.py --local first")
     pool = in_order(ProfileStore(cache / "profile").open(machine.facts(), given.threads))
     cases = [c for c in held_out_cases(machine, cache, given) if c.stable]
     print(f"{len(pool)} probes, {len(cases)} held-out networks measured steadily, {given.threads} thread(s)")
     print(f"{'order':24}{'probes':>8}{'median error':>18}{'within 10 %':>18}")
     for choice in (1, *(int(n) for n in given.choices.split(","))):
         name = "random" if choice == 1 else f"least sure of {choice}"
-        runs = [
-            errors(planned(pool, max(COUNTS), choice, target, given.threads, s), cases, target, given.threads)
-            for s in range(given.seeds)
-        ]
-        for count in COUNTS:
+        runs = []
+        for seed in range(given.seeds):
+            taken = planned(pool, max(counts), choice, target, given.threads, seed)
+            runs.append(errors(taken, cases, target, given.threads, counts))
+        for count in counts:
             table = np.array([run[count] for run in runs])
             mean, spread = table.mean(axis=0), table.std(axis=0, ddof=1) / np.sqrt(len(table))
             cells = [f"{m:.1%} ± {s:.1%}" for m, s in zip(mean, spread, strict=True)]

@@ -35,7 +35,7 @@ from hw_profiles.devices.local import LocalDevice  # noqa: E402
 from hw_profiles.kernel import Array, KernelBatch  # noqa: E402
 from hw_profiles.learned import Observation, learn  # noqa: E402
 from hw_profiles.learned_store import observations  # noqa: E402
-from hw_profiles.planner import Planner  # noqa: E402
+from hw_profiles.planner import Planner, runs_of  # noqa: E402
 from hw_profiles.predictor import Predictor  # noqa: E402
 from hw_profiles.profile_rows import NetworkRow  # noqa: E402
 from hw_profiles.profiles import Profile, ProfileStore  # noqa: E402
@@ -123,7 +123,8 @@ def held_out_cases(machine: LocalDevice, cache: Path, args: argparse.Namespace) 
         from heldout_networks import held_out
 
         made = list(held_out(args.per_family, args.seed))
-        works = [Work(f"{h.mode}:{h.name}", h.model, args.threads, 40, 4, kernels=True) for h in made]
+        runs = runs_of(args.threads)
+        works = [Work(f"{h.mode}:{h.name}", h.model, args.threads, *runs, kernels=True) for h in made]
         for store in stores:
             profile(machine, works, store, batch=12, accept_unstable=True, progress=_tell)
         index.write_text(json.dumps([w.key for w in works]), encoding="utf-8")

@@ -18,7 +18,7 @@ from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
 from hw_profiles.target import load_target
 
-from . import sensitivity, summary, warm
+from . import sensitivity, studies, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
 from .commands import apply_policy, export_point, measure_run, predict
@@ -106,6 +106,7 @@ def run(
             delivered = _delivered(this, candidates)
         results = _results(this, study, baselines, candidates, delivered, started)
         _written(this, results)
+        studies.keep(this, study)
     return RunResult(folder.path, results, task)
 
 
@@ -183,6 +184,7 @@ def _study(
     workers = setup.config.workers
     if workers > 1 and setup.task.spec is None:
         this.progress.note("workers  one: this task lives in this process only")
+    setup.past = studies.remembered(this)
     agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
     pool = this.pool = open_pool(
         OFF if setup.config.dry_run else setup.config.pool,  # a dry run is there to see what evaluations take

@@ -37,6 +37,8 @@ Key = tuple[Any, ...]
 
 #: Policies whose templates are learned from, and how many more judge the estimates.
 LEARNED, JUDGED = 72, 16
+#: The same where templates come from rules, which cost next to nothing.
+LEARNED_BY_RULES = 256
 #: Combinations of precisions and methods whose kernels are remembered.
 MOST_RUNS = 16_384
 
@@ -92,7 +94,8 @@ class Estimator:
         """An estimator that has seen the templates of a fixed set of policies."""
         found = cls(space, lowering)
         rng = np.random.default_rng(20_240_229)
-        policies = _training(space, rng, LEARNED)
+        by_rules = lowering.target.runtime.templates == "rules"
+        policies = _training(space, rng, LEARNED_BY_RULES if by_rules else LEARNED)
         found._learn(policies)
         judged = _training(space, rng, JUDGED)
         found._judge(judged)

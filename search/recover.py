@@ -22,7 +22,7 @@ from torch import Tensor
 from compressors.apply import Network, finish, reduced, round_folded, weight_axis
 from compressors.compressed import Compressed
 from compressors.execute import run
-from compressors.graph import Node
+from compressors.graph import Graph, Node
 from compressors.policy import ResolvedPolicy
 from compressors.quantize import fake_quantize, quantize_weight
 from compressors.resolve import Numerics
@@ -193,16 +193,21 @@ def _one_cycle(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - 0.15) / 0.85)) + 0.002
 
 
+def _leaves(graph: Graph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies to be trained; statistics of batch-norms, the unfoldable ones' too, are followed instead."""
+    statistics = {t for n in graph.nodes if n.op == "batch_norm" for t in n.inputs[3:5]}
+    return {
+        k: v.clone().requires_grad_(v.is_floating_point() and k not in statistics) for k, v in weights.items()
+    }
+
+
 def _float_stage(
     network: Network, policy: ResolvedPolicy, numerics: Numerics, weights: Mapping[str, Tensor]
 ) -> _Stage:
     """The unfolded float network, batch-norm in training mode."""
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
-    statistics = {t for n in graph.nodes if n.op == "batch_norm" for t in n.inputs[3:5]}
-    leaves = {
-        k: v.clone().requires_grad_(v.is_floating_point() and k not in statistics) for k, v in weights.items()
-    }
+    leaves = _leaves(graph, weights)
 
     def normalise(node: Node, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         scale, shift, mean, var = (values[t] for t in node.inputs[1:])
@@ -229,8 +234,8 @@ def _rounded_stage(
 
     skeleton = network.skeletons.of(policy)
     start = fold(skeleton, {k: v.detach() for k, v in floats.items()})
-    leaves = {k: v.clone().requires_grad_(v.is_floating_point()) for k, v in start.items()}
     graph = best.graph
+    leaves = _leaves(graph, start)
     axes = {
         n.inputs[1]: weight_axis(graph, n)
         for n in graph.nodes

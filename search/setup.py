@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.contract import Budget, Losses, Problem
+from agents.contract import Budget, Losses, Problem, Relaxation
 from compressors.loose import bytes_of
 from compressors.policy import ResolvedPolicy
 from compressors.space import Abilities, PolicySpace
@@ -30,6 +30,7 @@ from .study import priced
 from .task import Task, load_task, prepared, score_network
 
 if TYPE_CHECKING:
+    from agents.past import PastStudy
     from hw_profiles.devices.contract import Device
 
     from .config import RunConfig
@@ -54,11 +55,14 @@ class Setup:
     measured: dict[str, float] = field(default_factory=dict)
     profile_note: str = ""
     build_note: str = ""
+    past: Callable[[], Sequence[PastStudy]] | None = None
     timings: dict[str, float] = field(default_factory=dict)
     known_losses: Losses | None = None
     known_around: dict[tuple[int, ...], Losses] = field(default_factory=dict)
     #: Called with the losses once they are known, unless a journal held them.
     tell_losses: Callable[[Losses, tuple[int, ...] | None], object] | None = None
+
+    _relaxed: Relaxation | None = field(default=None, repr=False)
 
     @property
     def problem(self) -> Problem:
@@ -74,6 +78,8 @@ class Setup:
             losses_around=self.losses_around,
             evaluations=self.config.evaluations,
             estimates=self.estimates if self.estimator is not None else None,
+            relaxation=self.relaxation,
+            past=self.past,
         )
 
     def losses(self) -> Losses:
@@ -101,6 +107,14 @@ class Setup:
         self.timings["sensitivity"] = self.timings.get("sensitivity", 0.0) + time.perf_counter() - start
         if self.tell_losses is not None:
             self.tell_losses(losses, at)
+
+    def relaxation(self) -> Relaxation:
+        """The network differentiable in the choices; built when first asked for."""
+        if self._relaxed is None:
+            from .relaxed import relaxed_network
+
+            self._relaxed = relaxed_network(self.scorer, self.space, self.config.seed)
+        return self._relaxed
 
     def estimates(self, policies: Sequence[ResolvedPolicy]) -> dict[str, NDArray[np.float64]]:
         """Quick estimates of what `costs` gives, by which agents propose."""

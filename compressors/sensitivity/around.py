@@ -26,10 +26,11 @@ from .measured import answers_of
 from .plan import Losses, Plan
 from .sampling import distances, families, sampled
 
-#: Samples by default, where the network's size allows as many; values measured a coordinate, about.
+#: Samples at most, and values measured a coordinate, about.
 SAMPLES, POINTS = 64, 5
-#: Multiply-accumulates one pass may take, by which fewer samples are chosen, and the least.
-EFFORT, LEAST_SAMPLES = 120e9, 16
+#: Multiply-accumulates one pass should take at most: fewer samples, then fewer values, then both.
+EFFORT = 120e9
+FEWER = ((16, POINTS), (16, 2), (8, 2))
 #: Bits from which on rounding loses too little to be simulated here.
 FINE = 8
 
@@ -52,17 +53,17 @@ def losses_around(
     judge = _Judge(network, space, here, samples, classes)
     found: Losses = {}
     for i, choice in enumerate(space.choices):
-        values = _wanted(choice, int(here[i]))
+        values = _wanted(choice, int(here[i]), judge.points)
         losses = np.array([judge.of(i, v) for v in values])
         every = _between(choice, network.structure, values, losses)
         found[choice.name] = np.maximum(every - every[-1], 0.0)
     return found
 
 
-def _wanted(choice: Choice, here: int) -> list[int]:
+def _wanted(choice: Choice, here: int, points: int) -> list[int]:
     """Value indices that are measured: `sampled` ones, the reference's own and its neighbours."""
     last = len(choice.values) - 1
-    some = sampled(choice, range(last), POINTS) if last else []
+    some = sampled(choice, range(last), points) if last else []
     near = range(max(0, here - 1), min(last, here + 1) + 1) if choice.kind == "keep" else (here,)
     return sorted({*some, *near, last})
 
@@ -96,7 +97,8 @@ class _Judge:
         classes: Sequence[int | None] | None,
     ) -> None:
         self.space, self.at, self.network = space, at, network
-        plan = Plan(network, space, samples=samples or self._affordable())
+        few, self.points = self._affordable()
+        plan = Plan(network, space, samples=samples or few)
         self.chunks = plan.chunks
         self.outputs: tuple[Output, ...] = answers_of(plan, classes)
         whole = plan.changes
@@ -106,15 +108,18 @@ class _Judge:
         self.few = replace(network, calibration=inputs)
         self._known: dict[str, float] = {}
 
-    def _affordable(self) -> int:
-        """Samples at `EFFORT`, a policy around the reference taking what the reference does."""
+    def _affordable(self) -> tuple[int, int]:
+        """Samples and values a coordinate at `EFFORT`; a changed policy takes what the reference does."""
         kept = self.space.resolve(self.space.at(self.at))
         macs = sum(x.macs for x in self.network.structure.layers if x.name in kept.weight_bits)
-        ratio = float(
-            np.mean([self.at[i] / max(1, len(c.values) - 1) for i, c in enumerate(self.space.choices)])
-        )
-        count = sum(min(len(c.values), POINTS + 2) for c in self.space.choices)
-        return int(np.clip(EFFORT / max(1.0, macs * ratio * count), LEAST_SAMPLES, SAMPLES))
+        shares = [v / max(1, len(c.values) - 1) for v, c in zip(self.at, self.space.choices, strict=True)]
+        each = max(1.0, macs * float(np.mean(shares)))
+        for least, points in FEWER:
+            count = sum(min(len(c.values), points + 2) for c in self.space.choices)
+            samples = int(EFFORT / (each * max(1, count)))
+            if samples >= least:
+                return min(samples, SAMPLES), points
+        return FEWER[-1]
 
     def of(self, coordinate: int, value: int) -> float:
         """Divergence with one coordinate at a value, the others as in the reference."""

@@ -48,6 +48,7 @@ def test_truncated_normal_stays_inside_and_has_the_right_shape() -> None:
         wanted = truncnorm((0 - m) / sigma, (1 - m) / sigma, loc=m, scale=sigma)
         assert drawn[:, k].mean() == pytest.approx(wanted.mean(), abs=0.02)
         assert drawn[:, k].std() == pytest.approx(wanted.std(), abs=0.02)
+    assert truncated_normal(np.array([np.nan], dtype=np.float32), sigma, rng).tolist() == [0.5]
     near = truncated_normal(np.array([0.25, 1.0], dtype=np.float32), 1e-6, rng)
     np.testing.assert_allclose(near, [0.25, 1.0], atol=1e-4)
 
@@ -143,16 +144,18 @@ def test_the_same_suggestions_in_fresh_processes_whatever_the_threads() -> None:
 
 def test_outcomes_in_another_order_train_other_networks_but_hold_the_budget() -> None:
     problem = toy_problem(toy_space(2), share=0.3, evaluations=24)
-    score, seen = score_of(problem), []
+    score, trained = score_of(problem), []
     for order in (1, -1):
         agent = make_agent("ddpg", problem, 0)
         for _ in range(4):
             for s in agent.suggest(4)[::order]:
                 agent.update(s, toy_outcome(problem, s.policy, score(s)))
-        seen.append([s.policy for s in agent.suggest(4)])
-        for policy in seen[-1]:
-            assert not problem.budget.why_not({k: float(v[0]) for k, v in problem.costs([policy]).items()})
-    assert seen[0] != seen[1]
+        assert isinstance(agent, DdpgAgent)
+        assert agent.learner.updates > 0
+        trained.append([p.detach() for p in agent.learner.critic.parameters()])
+        for s in agent.suggest(4):
+            assert not problem.budget.why_not({k: float(v[0]) for k, v in problem.costs([s.policy]).items()})
+    assert not all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
 
 
 def test_estimates_guide_and_exact_costs_decide() -> None:
@@ -175,6 +178,13 @@ def test_ddpg_learns_to_beat_its_own_warm_up() -> None:
         gain = np.array([o.accuracy for _, o in history])
         gains.append(np.median(gain[-30:]) - np.median(gain[:15]))
     assert np.median(gains) > 0
+
+
+def test_a_settled_actor_goes_on_one_layer_at_a_time() -> None:
+    problem = toy_problem(toy_space(2, methods=("prune",)), share=0.5, evaluations=8)
+    history = run(make_agent("ddpg", problem, 0), problem, 30, score_of(problem))
+    assert len({s.policy for s, _ in history}) == 30
+    assert sum("drawn anew" in s.origin for s, _ in history) > 3
 
 
 def test_least_latency_takes_the_accuracy_guaranteed_reward() -> None:

@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
@@ -33,6 +36,32 @@ def grid(space: PolicySpace) -> np.ndarray:
 
 def test_conformance() -> None:
     check_agent(lambda problem, seed: make_agent("exact", problem, seed))
+
+
+SCRIPT = """
+from agents.registry import make_agent
+from agents.testing import run, score_of
+from agents.toys import ToyAccuracy, toy_problem, toy_space
+space = toy_space(2)
+problem = toy_problem(space, share=0.3, evaluations=16, measured=ToyAccuracy(space.structure))
+history = run(make_agent("exact", problem, 5), problem, 12, score_of(problem))
+print(*(s.policy.digest for s, _ in history))
+"""
+
+
+def test_the_same_suggestions_in_fresh_processes() -> None:
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0].split())) == 12
 
 
 # -- losses

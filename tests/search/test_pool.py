@@ -1,5 +1,6 @@
 """The pool: what is known stays known, for two processes too, and no trouble with it stops a search."""
 
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from compressors.policy import ResolvedPolicy
+from search.cli import main
+from search.config import read_yaml
 from search.errors import TailorbirdError
 from search.evaluate import InlineEvaluator, Job, ProcessEvaluator
 from search.evaluate_testing import check_evaluator, collected
@@ -18,6 +21,7 @@ from search.pool_sqlite import SqliteStore, usual_place
 from search.pool_testing import CONTEXT, HALF, LOOKED, POLICY, WHOLE, StoreConformanceError, check_store
 from search.score import Score, Scorer
 from search.task import load_task
+from tests.search.own_task import flags
 from tests.search.test_evaluate import SPEC, bad_of
 from tests.search.test_score import ABILITIES, policies_of
 
@@ -283,3 +287,44 @@ def test_a_closed_store_says_so(place: Path) -> None:
     store.close()
     with pytest.raises(TailorbirdError, match="closed"):
         store.get(CONTEXT, POLICY)
+
+
+def test_a_search_finds_the_same_with_and_without_a_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = flags(tmp_path, "--agent=random", "--evaluations=5", "--json")
+    found = []
+    for name, place in (("off", "off"), ("cold", "pool.sqlite"), ("warm", "pool.sqlite")):
+        assert main([*words, f"--pool={place}", f"--out={name}"]) == 0
+        results = json.loads(capsys.readouterr().out)
+        journal = [json.loads(line) for line in (tmp_path / name / "journal.jsonl").read_text().splitlines()]
+        outcomes = [r["data"]["outcome"] for r in journal if r["kind"] == "evaluated"]
+        assert read_yaml(tmp_path / name / "config.yaml")["pool"] == place  # off is quoted
+        found.append((results, outcomes))
+    (off, _), (cold, first), (warm, second) = found
+    for other in (cold, warm):
+        assert [p["digest"] for p in other["points"]] == [p["digest"] for p in off["points"]]
+        assert [p.get("validation") for p in other["points"]] == [p.get("validation") for p in off["points"]]
+        assert [(s["accuracy"], s["origin"]) for s in other["steps"]] == [
+            (s["accuracy"], s["origin"]) for s in off["steps"]
+        ]
+    assert first == second  # the pool's evaluations took what they took the first time
+    picked = next(p for p in warm["points"] if p["picked"])
+    assert picked["validation"]["samples"] == 400  # scored in full, whatever was known
+
+
+def test_a_pooled_search_says_how_much_was_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = flags(tmp_path, "--agent=random", "--evaluations=3", "--pool=pool.sqlite")
+    assert main([*words, "--out=first"]) == 0
+    assert "were known" not in capsys.readouterr().err
+    assert main([*words, "--out=second"]) == 0
+    assert "pool     3 of 3 evaluations were known, 0 computed" in capsys.readouterr().err
+    (tmp_path / "pool.sqlite").write_bytes(b"spoilt" * 3000)
+    assert main([*words, "--out=third"]) == 0
+    assert "was damaged" in capsys.readouterr().err
+    assert main([*words, "--pool=/dev/null/pool", "--out=fourth"]) == 0
+    assert "goes on without it" in capsys.readouterr().err
