@@ -55,7 +55,7 @@ class _Run:
     front: Indices
     level: Budget
     loss: Floats
-    settled: dict[tuple[bool, int], Indices | None]
+    settled: dict[tuple[bool, int], tuple[Indices | None, str]]
 
 
 class EvolutionAgent(SequentialAgent):
@@ -81,8 +81,8 @@ class EvolutionAgent(SequentialAgent):
         run = self._current()
         front = number % FRONT_EVERY == FRONT_EVERY - 1
         for k in range(attempt, len(run.front if front else run.main)):
-            found = self._settled(run, front, k)
-            if found is not None and not self.known(found):
+            found, digest = self._settled(run, front, k)
+            if found is not None and digest not in self._digests:
                 where = f"front at {run.level.max_latency_ms:.4g} ms" if front else "at the budget"
                 return found, f"evolution: {where}, predicted from {run.boundary} outcomes"
         return self._drawn(rng)
@@ -98,12 +98,18 @@ class EvolutionAgent(SequentialAgent):
         found = diverse(self.pricer, rng, self.problem.budget, self.loss)
         return None if found is None else (found, "random kernels, channels grown to the budget")
 
-    def _settled(self, run: _Run, front: bool, k: int) -> Indices | None:
+    def _settled(self, run: _Run, front: bool, k: int) -> tuple[Indices | None, str]:
+        """The k-th policy of a run repaired with real prices, and its digest; losses vary a little.
+
+        Without that much of a batch would be repaired to the same few policies.
+        """
         key = (front, k)
         if key not in run.settled:
+            rng = np.random.default_rng((self.seed, 0x5E7, run.boundary, *map(int, key)))
+            loss = run.loss * np.exp(rng.normal(0.0, 0.3, len(run.loss)))
             row = (run.front if front else run.main)[k]
-            budget = run.level if front else self.problem.budget
-            run.settled[key] = settle(self.pricer, row, budget, run.loss)
+            found = settle(self.pricer, row, run.level if front else self.problem.budget, loss)
+            run.settled[key] = (found, "" if found is None else self.pricer.policy(found).digest)
         return run.settled[key]
 
     # -- runs
