@@ -3,9 +3,9 @@
 
     scripts/bench_frontier.py [--shares 0.7,0.5] [--seeds 0,1,2] [--search 180s] [--recover 180s] [--agent X]
 
-For every share and seed one run of `search --target local` whose budget is that share of plain INT8's
-measured latency (onnxruntime's quantize_static, u8 activations, s8 weights per channel). What it delivers is
-then timed interleaved with the float network and plain INT8 (default sessions, one thread, minimum of CPU
+For every share and seed one run of `search --target local --measure active` whose budget is that share of plain
+INT8's measured latency (onnxruntime's quantize_static, u8 activations, s8 weights per channel). What it delivers
+is then timed interleaved with the float network and plain INT8 (default sessions, one thread, minimum of CPU
 time) and scored by onnxruntime on the test data; so is the whole front of the first run, without recovery.
 The peers' points are those of pruning, factorisation and quantisation tools with the same recipe on another
 machine with AVX512-VNNI, one seed each, relative to its own plain INT8.
@@ -56,6 +56,7 @@ def searched(limit_ms: float, seed: int, args: argparse.Namespace, folder: Path)
     """One run under a budget in milliseconds, with its wall seconds."""
     values = {"target": "local", "task": TASK, "max_latency": f"{limit_ms:.5f}ms", "seed": seed,
               "evaluations": args.evaluations, "timeout": args.search, "recover": args.recover,
+              "measure": "active",
               "out": str(folder / f"{limit_ms:.5f}-{seed}")}  # fmt: skip
     if args.agent is not None:
         values["agent"] = args.agent

@@ -17,14 +17,15 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from ..apply import Network, batched, compress, folded_network, shrunk
-from ..graph import Structure
+from ..graph import Graph, Structure
 from ..policy import ResolvedPolicy
 from ..simulate import answers
 from ..space import Choice, PolicySpace
-from .divergence import Output, divergence
-from .measured import answers_of
-from .plan import Losses, Plan
+from .changes import Changes
+from .divergence import Output, divergence, outputs_of
+from .plan import CHUNK_BYTES, Losses
 from .sampling import distances, families, sampled
+from .suffix import kept_bytes
 
 #: Samples at most, and values measured a coordinate, about.
 SAMPLES, POINTS = 64, 5
@@ -85,6 +86,17 @@ def _between(
     return every
 
 
+def _spaced(network: Network, graph: Graph, count: int) -> list[tuple[Tensor, ...]]:
+    """About ``count`` calibration samples, evenly spaced, in chunks whose activations fit."""
+    inputs, fixed = network.calibration, network.structure.graph.fixed_batch
+    total = inputs[0].shape[0]
+    count = min(total, count)
+    count = max(1, count // fixed) * fixed if fixed else count
+    step = fixed or max(1, CHUNK_BYTES // max(1, kept_bytes(graph)))
+    at = torch.linspace(0, total - 1, count).long()
+    return [tuple(x[part] for x in inputs) for part in at.split(step)]
+
+
 class _Judge:
     """Divergence of policies around a reference, each measured once."""
 
@@ -98,12 +110,13 @@ class _Judge:
     ) -> None:
         self.space, self.at, self.network = space, at, network
         few, self.points = self._affordable()
-        plan = Plan(network, space, samples=samples or few)
-        self.chunks = plan.chunks
-        self.outputs: tuple[Output, ...] = answers_of(plan, classes)
-        whole = plan.changes
+        whole = Changes(network, space)
+        self.chunks = _spaced(network, whole.graph, samples or few)
         self.before = [batched(whole.graph, whole.weights, chunk) for chunk in self.chunks]
+        columns = [torch.cat(column) for column in zip(*self.before, strict=True)]
+        self.outputs: tuple[Output, ...] = outputs_of(whole.graph, columns, classes)
         self.total = sum(chunk[0].shape[0] for chunk in self.chunks)
+        # Statistics of the same samples: evenly spaced ones, unlike those that a network is least sure of.
         inputs = tuple(torch.cat(column) for column in zip(*self.chunks, strict=True))
         self.few = replace(network, calibration=inputs)
         self._known: dict[str, float] = {}

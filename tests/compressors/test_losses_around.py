@@ -6,8 +6,8 @@ import torch
 
 from compressors.apply import batched, compress
 from compressors.sensitivity import around, losses_around
+from compressors.sensitivity.changes import Changes
 from compressors.sensitivity.divergence import divergence
-from compressors.sensitivity.plan import Plan
 from compressors.simulate import answers
 from compressors.space import PolicySpace
 from tests.compressors.helpers import EIGHT, MIXED, network_of, space_of
@@ -52,7 +52,7 @@ def test_they_are_divergences_of_whole_policies() -> None:
     at = middle(space)
     found = losses_around(network, space, at, SAMPLES)
     judge = around._Judge(network, space, at, SAMPLES, None)
-    whole = Plan(network, space, samples=SAMPLES).changes
+    whole = Changes(network, space)
     (chunk,) = judge.chunks
     with torch.no_grad():
         before = batched(whole.graph, whole.weights, chunk)
