@@ -6,7 +6,8 @@
 For every share and seed one run of `search --target local --measure active` whose budget is that share of
 plain INT8's measured latency (onnxruntime's quantize_static, u8 activations, s8 weights per channel). What it
 delivers is then timed interleaved with the float network and plain INT8 (default sessions, one thread,
-minimum of CPU time) and scored by onnxruntime on the test data; so is the front of the first run, without recovery.
+minimum of CPU time) and scored by onnxruntime on the test data; so is the front of the first run, without
+recovery.
 The peers' points are those of pruning, factorisation and quantisation tools with the same recipe on another
 machine with AVX512-VNNI, one seed each, relative to its own plain INT8.
 """
