@@ -8,7 +8,7 @@ mutations of the best as candidates), on distances in the unit of measured losse
 | surrogate | Gaussian process on roots of measured losses (`embedding`), not a forest or an ensemble: it starts as the separable model and learns where additivity fails |
 | candidates | exchange moves that stay at the budget; every candidate is repaired with exact costs |
 | start | policies of least summed loss at the budget and below, not random points |
-| front | every second suggestion promises most hypervolume; the others improve the best at the budget |
+| turns | improvement at the budget; most hypervolume; an allocation by perturbed losses |
 | least latency | improvement in log latency times the probability of holding the drop |
 """  # noqa: E501
 
@@ -62,8 +62,8 @@ LEADERS, SLACK = 3, 1.15
 REFERENCES, RENEWED = ((2, 1.0), (3, 0.7), (6, 1.0)), 3
 #: Outcomes between two choices of hyperparameters.
 EPOCH = 8
-#: One suggestion in so many looks at the whole front, the others at the budget.
-FRONT_EVERY = 2
+#: Suggestions take turns: improvement at the budget, the whole front, allocation by perturbed losses.
+TURNS, FRONT, ALLOCATE = 3, 1, 2
 GOLDEN = 0.6180339887498949
 
 
@@ -95,6 +95,7 @@ class JointAgent(SequentialAgent):
         self.loss = self.losses.loss[:, 0]
         self.repairs_by = self.loss
         self._renewed: dict[int, list[tuple[Indices, str]]] = {}
+        self._tables: dict[int, LossTable] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
 
@@ -114,10 +115,16 @@ class JointAgent(SequentialAgent):
             return []
         if k not in self._renewed:
             budget = at_most(self.problem.budget, share * self._top)
-            known = [t for t in self.told[:count] if t.feasible and t.latency <= share * self._top]
+            least = reference_gain(self.problem) if share < 1.0 else -np.inf  # nothing to learn from a wreck
+            known = [
+                t
+                for t in self.told[:count]
+                if t.feasible and t.latency <= share * self._top and t.gain > least
+            ]
             best = max(known, key=lambda t: t.gain, default=None)
-            found = [] if best is None else [*self._ladder(losses_near(self.pricer, best.indices), budget)]
-            self._renewed[k] = found
+            if best is not None:
+                self._tables[k] = losses_near(self.pricer, best.indices)
+            self._renewed[k] = [] if best is None else [*self._ladder(self._tables[k], budget)]
         return self._renewed[k]
 
     def _ladder(self, losses: LossTable, budget: Budget) -> Iterator[tuple[Indices, str]]:
@@ -148,25 +155,39 @@ class JointAgent(SequentialAgent):
         gain = np.array([t.gain for t in self.told])
         surrogate = self._surrogate(recent_and_best(gain), gain)
         surrogate.believe(points(self.losses, self.waiting()))
+        if number % TURNS == ALLOCATE and self.problem.objective == "accuracy":
+            found = self._perturbed(rng, 1.0)
+            if found is not None:
+                return found
         latency = np.array([t.latency for t in self.told])
         for turn in (number, number + 1):
             found = self._best_of(self._goal(turn, gain, latency), surrogate, rng)
             if found is not None:
                 return found
-        return self._perturbed(rng)
+        found = self._perturbed(rng, float(rng.uniform(0.6, 1.0)))
+        if found is not None:
+            return found
+        drawn = random_feasible(self.pricer, rng)
+        return None if drawn is None else (drawn, "random: every candidate was known")
 
-    def _perturbed(self, rng: np.random.Generator) -> tuple[Indices, str] | None:
-        """An allocation by losses that are perturbed until it is new, at a latency below the budget's."""
+    def _perturbed(self, rng: np.random.Generator, share: float) -> tuple[Indices, str] | None:
+        """An allocation at a share of the latency, by the newest losses, perturbed until it is new."""
         start = max((t for t in self.told if t.feasible), key=lambda t: t.gain, default=self.told[0]).indices
-        for spread in (0.3, 0.6, 1.0, 1.5):
+        budget = at_most(self.problem.budget, share * self._top)
+        for spread in (0.2, 0.4, 0.8, 1.5):
             factors = np.exp(rng.normal(0.0, spread, size=len(self.loss)))
-            budget = at_most(self.problem.budget, float(rng.uniform(0.6, 1.0)) * self._top)
-            point = reallocate(self.pricer, self.losses.scaled(factors), budget, start)
+            point = reallocate(self.pricer, self._newest().scaled(factors), budget, start)
             held = None if point is None else self._held(point)
             if held is not None and not self.known(held):
                 return held, f"joint: allocation by losses perturbed by e^{spread:g}"
-        drawn = random_feasible(self.pricer, rng)
-        return None if drawn is None else (drawn, "random: every candidate was known")
+        return None
+
+    def _newest(self) -> LossTable:
+        """Losses around the best policy at the budget, as last measured."""
+        for k in reversed(range(len(REFERENCES))):
+            if REFERENCES[k][1] == 1.0 and self._renewal(k):
+                return self._tables[k]
+        return self.losses
 
     def _best_of(
         self, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
@@ -225,7 +246,7 @@ class JointAgent(SequentialAgent):
             return Goal(at_most(budget, level), threshold, back, f"joint: below {level:.4g} ms", best)
         feasible = np.array([t.feasible for t in self.told], dtype=bool)
         best = float(back.warp(gain[feasible].max())) if feasible.any() else float(back.warp(gain.min()))
-        if number % FRONT_EVERY == 0:
+        if number % TURNS != FRONT:
             return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = self._top
         reference = reference_gain(problem)
@@ -295,7 +316,7 @@ class JointAgent(SequentialAgent):
     def _reach(self) -> float:
         reach, failures, best = REACH, 0, -np.inf
         for t in self.told:
-            if t.number >= self._starts and t.number % FRONT_EVERY == 0:
+            if t.number >= self._starts and t.number % TURNS == 0:
                 failures = 0 if t.gain > best else failures + 1
                 reach *= GROW if t.gain > best else 1.0
                 if failures == FAILURES:
