@@ -6,11 +6,15 @@ import json
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hw_profiles.costs.bitserial import TABLE_BATCH
 from hw_profiles.kernel import Array, KernelBatch, KernelKind, make_batch
 from hw_profiles.published import read_csv
 from hw_profiles.target import DATA_FOLDER
+
+#: Bits per layer, whole numbers, (53,).
+Bits = NDArray[np.integer]
 
 TABLE = "haq_bismo.csv.gz"
 POLICY = "haq_policy.json"
@@ -47,7 +51,7 @@ def mobilenet_v2(weight_bits: Array, act_bits: Array) -> KernelBatch:
     )  # fmt: skip
 
 
-def published_policy() -> tuple[float, Array, Array]:
+def published_policy() -> tuple[float, Bits, Bits]:
     """HAQ's policy of MobileNetV2: the share of the cost at 8/8 it was searched under, weight bits and
     activation bits (53,) each. First and last layer are pinned at 8/8.
     """
@@ -55,7 +59,7 @@ def published_policy() -> tuple[float, Array, Array]:
     return float(document["cost_share"]), np.array(document["weight_bits"]), np.array(document["act_bits"])
 
 
-def cost_share(weight_bits: Array, act_bits: Array) -> float:
+def cost_share(weight_bits: Bits, act_bits: Bits) -> float:
     """Cycles of bits per layer, (53,) each, over those of 8/8 everywhere."""
     _, cycles = haq_table()
     rows = np.arange(len(cycles))

@@ -123,7 +123,7 @@ def haq() -> None:
     print(f"\nHAQ, MobileNetV2 on {target.name}, within {share:g} of the cost at 8/8, ends pinned at 8/8")
     for name, (w, a) in rows.items():
         priced = predictor.predict(mobilenet_v2(w[None].astype(float), a[None].astype(float))).latency_ms[0]
-        share_of = cost_share(w.astype(float), a.astype(float))
+        share_of = cost_share(w, a)
         below = int(((w < weights) | (a < acts)).sum())
         print(
             f"  {name:35s} cost share {share_of:.4f} (as the target prices it {priced / base:.4f}), "
