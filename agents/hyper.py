@@ -63,6 +63,7 @@ class HyperAgent(JointAgent):
     def __init__(self, problem: Problem, seed: int = 0, *, others_only: bool = False) -> None:
         super().__init__(problem, seed)
         self.others_only = others_only
+        _ = self.studies  # read now: what a run learns from is settled before its first suggestion
 
     @cached_property
     def studies(self) -> tuple[PastStudy, ...]:
