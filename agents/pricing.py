@@ -39,7 +39,7 @@ class Pricer:
 
     def policy(self, indices: Indices) -> ResolvedPolicy:
         """The resolved policy of value indices (d,)."""
-        return self.space.resolve(self.space.at(indices))
+        return self.space.resolve_at(indices)
 
     def point(self, indices: Indices) -> tuple[float, ...]:
         """The point in [0, 1]^d of value indices (d,)."""

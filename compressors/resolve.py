@@ -68,16 +68,15 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     removed = tuple(sorted(b for b in policy.removed if b in structure.block))
     dead = {x for b in removed for x in structure.block[b].layers}
     alive = [x for x in structure.layers if x.name not in dead]
-    kept = _resolve_keep(structure, abilities, policy, dead)
-    full = {g.name: kept.get(g.name, g.size) for g in structure.groups}
+    kept = resolved_keep(structure, abilities, policy, dead)
     factors: dict[str, Factor] = {}
     for layer in alive:
         wanted = policy.rank.get(layer.name)
         if wanted is not None:
-            factor = _resolve_rank(structure, layer, full, wanted)
+            factor = resolved_rank(structure, layer, kept, wanted)
             if factor is not None:
                 factors[layer.name] = factor
-    weight_bits, act_bits = _resolve_bits(structure, abilities, policy, removed)
+    weight_bits, act_bits = resolved_bits(structure, abilities, policy, removed)
     return ResolvedPolicy(
         structure.graph.digest,
         kept,
@@ -91,7 +90,7 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     )
 
 
-def _resolve_bits(
+def resolved_bits(
     structure: Structure, abilities: Abilities, policy: Policy, removed: tuple[str, ...]
 ) -> tuple[Mapping[str, int], Mapping[str, int]]:
     """Bits of weights and of activations; remembered, since most policies differ in their channels alone."""
@@ -112,9 +111,10 @@ def _resolve_bits(
     return known[key]
 
 
-def _resolve_keep(
+def resolved_keep(
     structure: Structure, abilities: Abilities, policy: Policy, dead: set[str]
 ) -> dict[str, int]:
+    """Channels of every group that has a layer left, rounded to the target's granularity."""
     kept: dict[str, int] = {}
     for g in structure.groups:
         if g.layers and all(x in dead for x in g.layers):
@@ -130,21 +130,21 @@ def _resolve_keep(
 
 def weight_shape(structure: Structure, layer: Layer, kept: Mapping[str, int]) -> tuple[int, ...]:
     """The layer's weight shape once each group keeps ``kept[group]`` channels (absent: all)."""
-    return _sizes(structure, layer, {g.name: kept.get(g.name, g.size) for g in structure.groups})
+    sizes = structure.sizes[layer.weight]
+    full = {g: kept.get(g, structure.group[g].size) for d in sizes for g, _ in d.mult}
+    return tuple(d.at(full) for d in sizes)
 
 
-def _sizes(structure: Structure, layer: Layer, full: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(d.at(full) for d in structure.sizes[layer.weight])
-
-
-def _resolve_rank(
-    structure: Structure, layer: Layer, full: Mapping[str, int], wanted: tuple[str, float]
+def resolved_rank(
+    structure: Structure, layer: Layer, kept: Mapping[str, int], wanted: tuple[str, float]
 ) -> Factor | None:
+    """The factorisation of a layer at a ratio of its full rank, once each group keeps ``kept[group]``
+    channels; None where the scheme does not take the layer or saves nothing."""
     method, ratio = wanted
     scheme = FACTORISATIONS.find(method)
     if not scheme.takes(layer):
         return None
-    shape = _sizes(structure, layer, full)
+    shape = weight_shape(structure, layer, kept)
     known: dict[Any, Factor | None] = structure.__dict__.setdefault("_resolved_ranks", {})
     key = (layer.name, scheme, ratio, shape)
     if key not in known:

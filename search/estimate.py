@@ -12,9 +12,10 @@ predictor give the same estimates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,13 @@ class _Seen:
     used: tuple[int, ...]
     memo: dict[tuple[float, ...], tuple[float, float, float]] = field(default_factory=dict)
 
+    @cached_property
+    def take(self) -> Callable[[list[float]], tuple[float, ...]]:
+        """Picks the values used out of a row of all."""
+        if len(self.used) == 1:
+            return lambda row, at=self.used[0]: (row[at],)  # type: ignore[misc]
+        return itemgetter(*self.used) if self.used else lambda row: ()
+
 
 @dataclass(frozen=True)
 class _Site:
@@ -88,6 +96,11 @@ class Estimator:
     _priced_by: Predictor | None = field(default=None, repr=False)
     _nearest: dict[tuple[str, Key], _Seen | None] = field(default_factory=dict, repr=False)
     _runs: dict[Key, list[_Seen]] = field(default_factory=dict, repr=False)
+    _aligned: dict[str, tuple[tuple[str, ...], dict[Key, tuple[int, ...]]]] = field(
+        default_factory=dict, repr=False
+    )
+    _numbers: dict[Key, int] = field(default_factory=dict, repr=False)
+    _held: dict[int, tuple[Mapping[str, int], int]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def learned(cls, space: PolicySpace, lowering: Lowering) -> Estimator:
@@ -183,15 +196,18 @@ class Estimator:
     def _alignment(self, layer: Layer, policy: ResolvedPolicy) -> tuple[int, ...]:
         if self.lowering.target.runtime.templates not in BLOCKED:
             return ()
-        kept, block = policy.kept, block_size(self.lowering.target.runtime.templates)
-        sizes = [
-            size.const + sum(m * kept.get(g, 0) for g, m in size.mult)
-            for size in self.space.structure.sizes[layer.weight][:2]
-        ]
-        factor = policy.factors.get(layer.name)
-        if factor is not None:
-            sizes += factor.rank
-        return tuple(0 if n % block == 0 else 1 if n % 4 == 0 else 2 for n in sizes)
+        sizes = self.space.structure.sizes[layer.weight][:2]
+        groups, memo = self._aligned.setdefault(
+            layer.name, (tuple(dict.fromkeys(g for size in sizes for g, _ in size.mult)), {})
+        )
+        factor, kept = policy.factors.get(layer.name), policy.kept
+        at = (tuple([kept.get(g, 0) for g in groups]), None if factor is None else factor.rank)
+        if at not in memo:
+            block = block_size(self.lowering.target.runtime.templates)
+            counts = [size.const + sum(m * kept.get(g, 0) for g, m in size.mult) for size in sizes]
+            counts += () if factor is None else factor.rank
+            memo[at] = tuple(0 if n % block == 0 else 1 if n % 4 == 0 else 2 for n in counts)
+        return memo[at]
 
     def _key(self, site: _Site, states: Mapping[str, Key], policy: ResolvedPolicy) -> Key:
         near = tuple(_layout(states[n]) for n in site.neighbours)
@@ -223,48 +239,49 @@ class Estimator:
         ranks = [f"rank:{x.name}:{i}" for x in structure.layers for i in range(self._ranks)]
         return [*(g.name for g in structure.groups), *ranks]
 
-    def _values(self, policies: Sequence[ResolvedPolicy]) -> Array:
+    @cached_property
+    def _sizes_at(self) -> tuple[list[tuple[str, int]], dict[str, int], list[float]]:
+        """Groups with their sizes, where each layer's ranks begin, and a row of no ranks."""
         structure = self.space.structure
-        rows = []
-        for p in policies:
-            row: list[int] = [p.kept.get(g.name, g.size) for g in structure.groups]
-            for x in structure.layers:
-                rank = p.factors[x.name].rank if x.name in p.factors else ()
-                row += [*rank, *[0] * (self._ranks - len(rank))]
-            rows.append(row)
-        return np.array(rows, dtype=np.float64).reshape(len(policies), -1)
+        groups = [(g.name, g.size) for g in structure.groups]
+        begins = {x.name: len(groups) + i * self._ranks for i, x in enumerate(structure.layers)}
+        return groups, begins, [0.0] * (self._ranks * len(structure.layers))
+
+    def _row(self, policy: ResolvedPolicy) -> list[float]:
+        """Values of all names (`_names`) under a policy."""
+        groups, begins, none = self._sizes_at
+        kept = policy.kept
+        row: list[float] = [kept.get(name, size) for name, size in groups] + none
+        for name, factor in policy.factors.items():
+            row[begins[name] : begins[name] + len(factor.rank)] = factor.rank
+        return row
 
     def _summed(self, policies: Sequence[ResolvedPolicy]) -> Array:
         """(P, 3): milliseconds of the kernels, millijoules, MACs."""
         self._refresh()
-        values = self._values(policies)
         parts: list[list[tuple[_Seen, tuple[float, ...]]]] = []
-        missing: dict[int, tuple[_Seen, dict[tuple[float, ...], int]]] = {}
-        for i, policy in enumerate(policies):
-            row = values[i].tolist()
-            one = []
-            for seen in self._here(policy):
-                at = tuple([row[j] for j in seen.used])
+        missing: dict[int, tuple[_Seen, dict[tuple[float, ...], list[float]]]] = {}
+        for policy in policies:
+            row = self._row(policy)
+            one = [(seen, seen.take(row)) for seen in self._here(policy)]
+            for seen, at in one:
                 if at not in seen.memo:
-                    missing.setdefault(id(seen), (seen, {}))[1].setdefault(at, i)
-                one.append((seen, at))
+                    missing.setdefault(id(seen), (seen, {}))[1].setdefault(at, row)
             parts.append(one)
         if missing:
-            self._price_missing(missing, values)
+            self._price_missing(missing)
         out = np.zeros((len(policies), 3))
         for i, one in enumerate(parts):
-            out[i] = [sum(column) for column in zip(*(s.memo[at] for s, at in one), strict=True)] or 0.0
+            out[i] = [sum(column) for column in zip(*[s.memo[at] for s, at in one], strict=True)] or 0.0
         return out
 
     def _here(self, policy: ResolvedPolicy) -> list[_Seen]:
         """What runs at every site, remembered by what decides it: most policies differ in channels alone."""
-        blocked = self.lowering.target.runtime.templates in BLOCKED
-        alive = [x for x in self.space.structure.layers if x.name in policy.weight_bits] if blocked else ()
         key = (
-            tuple(policy.weight_bits.items()),
-            tuple(policy.act_bits.items()),
+            self._number(policy.weight_bits),
+            self._number(policy.act_bits),
             tuple([(n, f.method) for n, f in policy.factors.items()]),
-            tuple([self._alignment(x, policy) for x in alive]),
+            self._alignments(policy),
         )
         found = self._runs.get(key)
         if found is None:
@@ -276,8 +293,27 @@ class Estimator:
             self._runs[key] = found
         return found
 
+    def _number(self, bits: Mapping[str, int]) -> int:
+        """A number for what a mapping says, told by identity where the very mapping was seen before."""
+        held = self._held.get(id(bits))
+        if held is not None and held[0] is bits:
+            return held[1]
+        number = self._numbers.setdefault(tuple(bits.items()), len(self._numbers))
+        if len(self._held) >= MOST_RUNS:
+            self._held.clear()
+        self._held[id(bits)] = bits, number
+        return number
+
+    def _alignments(self, policy: ResolvedPolicy) -> tuple[tuple[int, ...], ...]:
+        """Alignment of every float layer's channels, where kernels depend on it."""
+        if self.lowering.target.runtime.templates not in BLOCKED:
+            return ()
+        bits = policy.weight_bits
+        layers = [x for x in self.space.structure.layers if bits.get(x.name) == FLOAT]
+        return tuple([self._alignment(x, policy) for x in layers])
+
     def _price_missing(
-        self, missing: Mapping[int, tuple[_Seen, dict[tuple[float, ...], int]]], values: Array
+        self, missing: Mapping[int, tuple[_Seen, dict[tuple[float, ...], list[float]]]]
     ) -> None:
         """Price what the memos lack, all of it at once, kind by kind."""
         wanted: list[tuple[_Seen, tuple[float, ...]]] = []
@@ -285,7 +321,7 @@ class Estimator:
         for seen, example in missing.values():
             rows = np.arange(len(wanted), len(wanted) + len(example))
             wanted += [(seen, at) for at in example]
-            table = seen.columns(values[list(example.values())])
+            table = seen.columns(np.array(list(example.values()), dtype=np.float64))
             for j, kind in enumerate(seen.kinds):
                 buckets.setdefault(kind, []).append((rows, table[:, j :: len(seen.kinds)]))
         sums = np.zeros((len(wanted), 3))

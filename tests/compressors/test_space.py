@@ -171,3 +171,17 @@ def test_policies_for_other_networks_and_unknown_names_are_refused() -> None:
         assert caught.value.exit_code == 3
         assert str(caught.value).count("\n") <= 1
     space.check(random_policy(space, 3))
+
+
+@pytest.mark.parametrize("name", TWELVE)
+@pytest.mark.parametrize("abilities", [EIGHT, MIXED], ids=["8", "mixed"])
+def test_points_resolve_as_policies_do(name: str, abilities: Abilities) -> None:
+    space = space_of(name, abilities)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, space.cardinalities, size=(60, space.dimension))
+    near = np.where(rng.random(rows.shape) < 0.1, rows[::-1], rows[:1])  # what was remembered is used again
+    for row in (*rows, *near, space.cardinalities - 1, np.zeros_like(rows[0])):
+        quick, plain = space.resolve_at(row), space.resolve(space.at(row))
+        assert quick.to_dict() == plain.to_dict()
+        assert list(quick.kept) == list(plain.kept)
+        assert list(quick.weight_bits) == list(plain.weight_bits)
