@@ -79,7 +79,9 @@ class Learned:
         """(costs with the residual in them, (P,) difficulty: expected log spread of each network)."""
         costs = self._model.price(batch, self.threads)
         cold = cpu.cold_shares(batch, *cache_bytes(self.target))
-        factor, sigma, scatter, numbers = self.residual(batch, cold, cache_bytes(self.target)[0])
+        factor, sigma, scatter, numbers = self.residual(
+            batch, cold, cache_bytes(self.target)[0], self.threads
+        )
         grown = np.exp(factor)
         busy = np.maximum(costs.busy_us, _LEAST_US - costs.overhead_us) * grown
         network = costs.network_us * float(np.exp(self.residual.fixed))
@@ -204,10 +206,9 @@ def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, R
     common = float(np.median(flat.network_us / flat.sums(np.maximum(first, _LEAST_US))))
     fitted = refit(_audible(flat, first * common), target, threads)
     constants = nearest((*counts.entries, NETWORK), fitted)
-    wait = fitted.cost.constants.get("parallel", {}).get("wait")
-    price = counts.nanoseconds(constants) + (wait.value if wait and threads > 1 else 0.0)
+    price = counts.nanoseconds(constants)
     flat = _audible(flat, price * 1e-3)
-    names, numbers = cells_of(flat.batch, flat.cold)
+    names, numbers = cells_of(flat.batch, flat.cold, threads)
     seen = Observed(
         np.maximum(price * 1e-3, _LEAST_US), max(constants[NETWORK] * 1e-3, _LEAST_US),
         flat.owner, flat.kernel_us, flat.network_us, flat.sigma,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hw_profiles.profiles import Profile
 
 #: Raised with every change to what is learned or how it is kept.
-VERSION = 1
+VERSION = 2
 _ARRAYS = ("points", "whiten", "weights", "root")
 
 
@@ -105,7 +105,6 @@ def save(learned: Learned, path: Path, key: str = "") -> None:
     constants = {
         table: {name: constant.value for name, constant in entries.items()}
         for table, entries in learned.target.cost.constants.items()
-        if table != "parallel"
     }
     cells = learned.residual.cells
     head = {

@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 from hw_profiles.correction import class_scales
 from hw_profiles.costs import cpu, cpu_loops
 from hw_profiles.costs.base import CLASSES, Shapes
+from hw_profiles.costs.threads import longest_part
 from hw_profiles.kernel import COLUMNS, Array, KernelBatch, activation_width
 from hw_profiles.target import Constant, Target
 
@@ -37,6 +38,8 @@ NETWORK_WEIGHT = 4.0
 PRIOR_SIGMA = 0.15
 #: A network's fixed cost (binding inputs, fetching outputs) belongs to no kernel.
 NETWORK = ("network", "overhead")
+#: What a kernel waits for its threads, where there are several.
+WAIT = ("parallel", "wait")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +156,9 @@ def design(flat: Flat, target: Target, threads: int) -> Design:
     tables = tables_of(batch, flat.cold)[0]
     shares = {name: _constant(target, ("parallel", name)) for name in CLASSES}
     classes = cpu.classes_of(batch, tables)
-    factor = np.array([1.0 - shares[c] + shares[c] / threads if threads > 1 else 1.0 for c in CLASSES])[
-        classes
-    ]
+    part = longest_part(batch, threads)[0]
+    share = np.array([shares[c] for c in CLASSES])[classes]
+    factor = 1.0 - share + share * part
     for table in np.unique(tables.astype(str)):
         index = np.flatnonzero(tables == table)
         cold = (flat.cold[0][:, index], flat.cold[1][:, index])
@@ -174,6 +177,8 @@ def design(flat: Flat, target: Target, threads: int) -> Design:
             values = np.broadcast_to(counts, (1, len(index)))[0] * factor[index]
             _put(entries, (name, feature), index, values)
         _put(entries, (name, "overhead"), index, np.ones(len(index)))
+    divided = np.flatnonzero(part < 1.0)
+    _put(entries, WAIT, divided, np.ones(len(divided)))
     return Design(entries, tables, len(batch.kinds))
 
 
@@ -188,7 +193,9 @@ def _put(
 
 def nearest(keys: Iterable[Key], target: Target) -> dict[Key, float]:
     """The target's constant of every key; of a table that it lacks, the nearest one's."""
-    return {key: _constant(target, (cpu.resolved(target, key[0]), key[1])) for key in keys}
+    return {
+        key: _constant(target, key if key == WAIT else (cpu.resolved(target, key[0]), key[1])) for key in keys
+    }
 
 
 def _constant(target: Target, key: Key) -> float:
@@ -207,13 +214,12 @@ def refit(flat: Flat, target: Target, threads: int = 1, shrinkage: float = SHRIN
         for name, c in entries.items()
     }
     counts = design(flat, target, threads)
-    wait = _constant(target, ("parallel", "wait")) if threads > 1 else 0.0
     keys = [*counts.entries, NETWORK]
     anchors = nearest(keys, target)
     keys = [key for key in keys if anchors[key] > 0.0 or _often(flat, counts.entries[key])]
-    scales = _scales(flat, counts, anchors, wait)
+    scales = _scales(flat, counts, anchors)
     first = {key: scales[_class(key)] for key in (*prior, *keys)}
-    matrix, goal = _equations(flat, counts, keys, wait)
+    matrix, goal = _equations(flat, counts, keys)
     anchor = np.array([anchors[key] * first[key] for key in keys])
     share = np.sqrt(np.mean(matrix**2, axis=0) * len(matrix) / np.maximum((matrix > 0.0).sum(axis=0), 1))
     share[share == 0.0] = 1.0
@@ -239,21 +245,20 @@ def _often(flat: Flat, entry: tuple[NDArray[np.intp], Array]) -> bool:
 
 def _class(key: Key) -> int:
     """Index into CLASSES of a constant."""
-    return CLASSES.index("overhead") if key[1] == "overhead" else cpu.class_of_table(key[0])
+    return CLASSES.index("overhead") if key[1] == "overhead" or key == WAIT else cpu.class_of_table(key[0])
 
 
-def _scales(flat: Flat, counts: Design, anchors: dict[Key, float], wait: float) -> Array:
+def _scales(flat: Flat, counts: Design, anchors: dict[Key, float]) -> Array:
     """(C,) factors on the prior's classes of cost that whole networks ask for, held together loosely."""
     parts = np.zeros((len(flat), len(CLASSES)))
     for key, (index, amounts) in counts.entries.items():
         mine = np.bincount(flat.owner[index], weights=amounts, minlength=len(flat))
         parts[:, _class(key)] += anchors[key] * mine
-    lengths = np.bincount(flat.owner, minlength=len(flat))
-    parts[:, CLASSES.index("overhead")] += anchors[NETWORK] + wait * lengths
+    parts[:, CLASSES.index("overhead")] += anchors[NETWORK]
     return class_scales(parts * 1e-6, flat.network_us * 1e-3, PRIOR_SIGMA)
 
 
-def _equations(flat: Flat, counts: Design, keys: list[Key], wait: float) -> tuple[Array, Array]:
+def _equations(flat: Flat, counts: Design, keys: list[Key]) -> tuple[Array, Array]:
     """Relative-error equations: kernels with a time of their own, then whole networks."""
     measured = flat.kernel_us * 1e3
     known = np.isfinite(measured)
@@ -268,9 +273,8 @@ def _equations(flat: Flat, counts: Design, keys: list[Key], wait: float) -> tupl
         matrix[position[index[mine]], j] = amounts[mine]
         matrix[rows:, j] = np.bincount(flat.owner[index], weights=amounts, minlength=len(flat))
     matrix[rows:, keys.index(NETWORK)] = 1.0
-    lengths = np.bincount(flat.owner, minlength=len(flat))
     whole = flat.network_us * 1e3
-    goal = np.concatenate([measured[known], whole]) - wait * np.concatenate([np.ones(rows), lengths])
+    goal = np.concatenate([measured[known], whole])
     weights = np.concatenate([1.0 / (measured[known] + FLOOR_US * 1e3), NETWORK_WEIGHT / whole])
     return matrix * weights[:, None], goal * weights
 

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from hw_profiles.costs import cpu
 from hw_profiles.costs.base import Shapes
+from hw_profiles.costs.threads import longest_part
 from hw_profiles.kernel import Array, KernelBatch, KernelKind
 
 #: Shapes as the process sees them, with the distance at which two count as unlike (octaves; shares; flags).
@@ -86,8 +87,21 @@ def cell_name(kind: KernelKind, table: str) -> str:
     return f"{table or 'view'}|{kind.op}"
 
 
-def cells_of(batch: KernelBatch, cold: tuple[Array, Array]) -> tuple[list[str], NDArray[np.intp]]:
-    """(names, (P, K) index of each kernel's name)."""
+def cells_of(
+    batch: KernelBatch, cold: tuple[Array, Array], threads: int = 1
+) -> tuple[list[str], NDArray[np.intp]]:
+    """(names, (P, K) index of each kernel's name); what is divided among threads has functions of its own."""
+    names, found = _kinds(batch, cold)
+    if threads == 1:
+        return names, found
+    divided = longest_part(batch, threads) < 1.0
+    used = np.unique(found[divided]) if divided.any() else np.zeros(0, dtype=np.intp)
+    places = np.zeros(len(names), dtype=np.intp)
+    places[used] = np.arange(len(names), len(names) + len(used))
+    return [*names, *(f"{names[i]}|divided" for i in used)], np.where(divided, places[found], found)
+
+
+def _kinds(batch: KernelBatch, cold: tuple[Array, Array]) -> tuple[list[str], NDArray[np.intp]]:
     names: dict[str, int] = {}
     found = np.zeros(batch.shape, dtype=np.intp)
 
@@ -159,10 +173,10 @@ class Residual:
     fixed: float = 0.0
 
     def __call__(
-        self, batch: KernelBatch, cold: tuple[Array, Array], core_bytes: float
+        self, batch: KernelBatch, cold: tuple[Array, Array], core_bytes: float, threads: int = 1
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
         """(P, K) each: log factor on the price, its standard deviation, scatter, and the kind's number."""
-        names, numbers = cells_of(batch, cold)
+        names, numbers = cells_of(batch, cold, threads)
         x = features(batch, np.broadcast_to(cold[0], batch.shape), core_bytes)
         factor, sigma = np.zeros(batch.shape), np.full(batch.shape, np.hypot(OFFSET_SIGMA, SHAPE_SIGMA))
         scatter = np.full(batch.shape, SHAPE_SIGMA)

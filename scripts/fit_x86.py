@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import lsq_linear
 
+from hw_profiles.costs.threads import longest_part
 from hw_profiles.fitting import (
     Key,
     Row,
@@ -55,13 +56,14 @@ WAIT_UNIT = 1000.0
 
 @dataclass
 class Network:
-    """One measured probe: kernels' loop counts and nanoseconds, and the whole's."""
+    """One measured probe: kernels' loop counts and nanoseconds, the whole's, longest parts (2 threads)."""
 
     name: str
     rows: list[Row]
     kernel_ns: np.ndarray
     macs: float
     whole_ns: float
+    longest: np.ndarray
 
     @property
     def whole(self) -> Row:
@@ -87,7 +89,8 @@ def load(folder: Path = DATA_FOLDER) -> list[Network]:
         batch = make_batch(kinds, {c: [float(r[c]) for r in records] for c in COLUMNS})
         rows = design_rows(batch, core.value if core else np.inf, last.value if last else np.inf)
         times = np.array([float(r["us"]) * 1e3 for r in records])
-        networks.append(Network(name, rows, times, float(batch.macs().sum()), wholes[name]))
+        macs, part = float(batch.macs().sum()), longest_part(batch, 2)[0]
+        networks.append(Network(name, rows, times, macs, wholes[name], part))
     return networks
 
 
@@ -137,11 +140,11 @@ def parallel_shares(
             continue
         parts = dict.fromkeys((*PARALLEL, "wait"), 0.0)
         whole = predict_ns(n.whole, constants)
-        for row in n.rows:
+        for row, longest in zip(n.rows, n.longest, strict=True):
             part = PARALLEL_OF.get(next(iter(row))[0].split(".")[0], "memory")
             busy = {key: count for key, count in row.items() if key[1] != "overhead"}
-            parts[part] -= 0.5 * predict_ns(busy, constants) / whole
-            parts["wait"] += WAIT_UNIT / whole
+            parts[part] -= (1.0 - longest) * predict_ns(busy, constants) / whole
+            parts["wait"] += WAIT_UNIT / whole * (longest < 1.0)
         matrix.append(list(parts.values()))
         target.append(ratios[n.name] - 1.0)
     top = [1.0] * len(PARALLEL) + [np.inf]

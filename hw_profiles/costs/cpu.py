@@ -227,17 +227,19 @@ class CpuCost(CostModel):
             else:
                 self._convolutions(name, batch, index, cold, busy, overhead, classes)
         unknown = tuple(dict.fromkeys(k.op for k in batch.kinds if _is_unknown(k)))
-        scaled = self._threads(busy, classes, threads)
         network = self.value("network", "overhead") * 1e-3
         if threads > 1:
-            overhead += self.value("parallel", "wait", 0.0)
-        return Costs(scaled * 1e-3, overhead * 1e-3, network, classes, unknown)
+            busy = self._divided(batch, busy, classes, threads)
+        return Costs(busy * 1e-3, overhead * 1e-3, network, classes, unknown)
 
-    def _threads(self, busy: Array, classes: Index, threads: int) -> Array:
-        if threads == 1:
-            return busy
+    def _divided(self, batch: KernelBatch, busy: Array, classes: Index, threads: int) -> Array:
+        """Time of kernels whose longest part counts, and the wait for it where there is more than one."""
+        from hw_profiles.costs.threads import longest_part
+
+        part = longest_part(batch, threads)
         shares = np.array([self.value("parallel", name, 0.0) for name in CLASSES])[classes]
-        return np.asarray(busy * (1.0 - shares + shares / threads))
+        wait = self.value("parallel", "wait", 0.0)
+        return np.asarray(busy * (1.0 - shares + shares * part) + np.where(part < 1.0, wait, 0.0))
 
     def _weigh(self, table: str, s: Shapes) -> Array:
         constants = self.constants[self._resolve(table)]

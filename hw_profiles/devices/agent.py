@@ -51,6 +51,8 @@ FRAME_LIMIT = 512 << 20
 #: A worker that shows no sign of life for so long is ended; one run of one network takes less.
 PATIENCE_SECONDS = 180.0
 _WARM_UP_SECONDS = 1.0
+#: How long helper threads of a session spin after a run, and then some.
+_SPIN_SECONDS = 0.03
 #: A request waits so long for the job before it: one that was given up half-way is about to end.
 _BUSY_SECONDS = 10.0
 #: What the profiler writes for a network of 1,000 kernels, and as much again.
@@ -322,6 +324,7 @@ class Runner:
         import onnxruntime
 
         start = time.perf_counter()
+        self.threads = threads
         source = model if isinstance(model, bytes) else str(model)
         self.session = onnxruntime.InferenceSession(
             source, session_options(threads), providers=["CPUExecutionProvider"]
@@ -340,6 +343,13 @@ class Runner:
         self.wall.append(time.perf_counter() - wall)
         return self.wall[-1]
 
+    def settle(self) -> None:
+        """Wait until another session's threads sleep: they spin for a while, on cores that ours need."""
+        if self.threads > 1:
+            time.sleep(_SPIN_SECONDS)
+            for _ in range(3):
+                self.session.run(None, self.feed)
+
     def warm_up(self) -> None:
         """Run until three runs in a row bring no new minimum worth speaking of, or a second is over."""
         best, calm, until = float("inf"), 0, time.perf_counter() + _WARM_UP_SECONDS
@@ -357,6 +367,7 @@ def interleave(runners: Sequence[tuple[Runner, int, int]]) -> Iterator[int]:
         for i, (runner, runs, rounds) in enumerate(runners):
             if turn < rounds:
                 yield i
+                runner.settle()
                 for _ in range(max(1, runs // rounds)):
                     runner.once()
 
