@@ -9,13 +9,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from search.errors import TailorbirdError, did_you_mean
 
 INTERRUPTED = 130
+#: Stands for a secret in what is stored.
+HIDDEN = "..."
 
 
 class Interrupted(TailorbirdError):
@@ -165,6 +167,21 @@ def stop_on_interrupt(notice: Callable[[str], None], what: str = "evaluation") -
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def as_typed(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The command for a person to read again, without the secrets that were in it."""
+    from search.pool_address import without_password
+
+    shown = ["search"]
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        if before == "--token":
+            text = HIDDEN
+        for start in ("--token=", "token=", "--set=token="):
+            if text.startswith(start):
+                text = start + HIDDEN
+        shown.append(without_password(text))
+    return tuple(shown)
 
 
 def leave_quietly() -> None:

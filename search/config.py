@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from search.errors import InputError, ResumeError, TailorbirdError, UsageError, did_you_mean
 from search.methods import METHODS, check_methods
+from search.pool_address import without_password
 from search.units import COST_KINDS, Limit, parse_limit, parse_points, parse_seconds
 
 if TYPE_CHECKING:
@@ -90,7 +99,9 @@ class RunConfig(BaseModel):
     workers: int = Field(1, ge=1, le=256, description="processes that evaluate")
     warm_start: str | None = Field(None, description="a run whose outcomes are learned first")
     pool: str | None = Field(
-        None, description="the file that keeps and shares accuracies, or off; the user's own by default"
+        None,
+        repr=False,
+        description="keeps and shares accuracies: a file, postgresql://user@host/db, or off",
     )
 
     threads: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
@@ -148,6 +159,11 @@ class RunConfig(BaseModel):
                 f"--pool {value!s} is neither a file nor off.", "Leave it out for the usual one."
             )
         return value
+
+    @field_serializer("pool", when_used="json")
+    def _without_password(self, value: str | None) -> str | None:
+        """What is stored and shown of a pool's address."""
+        return None if value is None else without_password(value)
 
     @field_validator("max_drop", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from search.errors import TailorbirdError
 from search.evaluate import InlineEvaluator, Job, ProcessEvaluator
 from search.evaluate_testing import check_evaluator, collected
 from search.evidence import Evidence
-from search.pool import OFF, Context, Pool, PooledEvaluator, Store, StoreError, open_pool
-from search.pool_sqlite import SqliteStore, usual_place
+from search.pool import OFF, Context, Entry, Pool, PooledEvaluator, Store, StoreError, open_pool
+from search.pool_address import usual_place
+from search.pool_sqlite import SqliteStore
 from search.pool_testing import CONTEXT, HALF, LOOKED, POLICY, WHOLE, StoreConformanceError, check_store
 from search.score import Score, Scorer
 from search.task import load_task
@@ -63,6 +65,15 @@ def test_the_suite_notices_a_store_that_forgets() -> None:
 
         def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
             self.held[context.digest, policy.digest] = evidence
+
+        def entries(self) -> Iterator[Entry]:
+            return iter(())
+
+        def counts(self) -> list[tuple[Context, int]]:
+            return []
+
+        def size_bytes(self) -> int:
+            return 0
 
         def close(self) -> None: ...
 
