@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 #: Seconds until a server that does not answer counts as gone.
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 20
 #: Rows that are written, or read, at a time: others get their turn in between.
-TOGETHER = 500
+TOGETHER = 100
 #: A transaction that the server gave up for another's sake is tried again so often.
 TRIES = 5
 #: Any number: who makes the tables holds the lock of this name.

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 #: Seconds to wait for another process that writes.
 PATIENCE = 20.0
 #: Rows that are written, or read, at a time: others get their turn in between.
-TOGETHER = 500
+TOGETHER = 100
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS contexts (
