@@ -40,6 +40,8 @@ LIMITS: Mapping[str, str] = {
     "max_energy": "energy_mj",
     "max_macs": "macs",
 }
+#: Characters of a value that a message repeats.
+LONGEST_SHOWN = 200
 #: What concerns one call and not the search; not stored.
 ONE_CALL = ("out", "resume", "dry_run", "token")
 #: What may change when a run is resumed. All else is the goal, which may not.
@@ -333,6 +335,10 @@ def resumed_config(flags: Mapping[str, Any]) -> RunConfig:
     folder = RunFolder.find(flags["resume"])
     # The journal's header, not config.yaml: it is there as soon as there is anything to resume.
     config = Journal.read(folder.journal)[0].data.get("config", {})
+    if not isinstance(config, dict):
+        raise ResumeError(
+            f"the journal of {folder.id} holds no config.", "There is nothing to resume; start anew."
+        )
     latest: dict[str, Any] = {}  # what the last --resume changed
     with contextlib.suppress(TailorbirdError):
         latest = read_yaml(folder.config)
@@ -354,8 +360,10 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A config file's keys and values. Raises InputError, or UsageError for an unknown key."""
+    from hw_profiles.safe_yaml import read_yaml_file
+
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = read_yaml_file(file)
     except OSError as error:
         raise InputError(f"cannot read --config {str(file)!r}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -372,11 +380,13 @@ def read_sets(sets: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts; a value is read as YAML. Raises UsageError."""
     found: dict[str, Any] = {}
     for text in sets:
+        from hw_profiles.safe_yaml import parse_yaml
+
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r} has no '='.", "Write --set key=value.")
         try:
-            found[known_key(key.strip(), "--set")] = yaml.safe_load(value)
+            found[known_key(key.strip(), "--set")] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UsageError(
                 f"--set {text!r}: the value is not YAML.", "Quote it: --set 'key=\"...\"'."
@@ -404,8 +414,10 @@ def _flag(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value)) or "nothing"
-    return "nothing" if value is None else str(value)
+        shown = ",".join(map(str, value)) or "nothing"
+    else:
+        shown = "nothing" if value is None else str(value)
+    return shown if len(shown) <= LONGEST_SHOWN else shown[:LONGEST_SHOWN] + "..."
 
 
 def _lower(text: str) -> str:
