@@ -16,6 +16,8 @@ from typing import Any
 from search.errors import TailorbirdError, did_you_mean
 
 INTERRUPTED = 130
+#: Characters of one line of an error.
+LONGEST_LINE = 400
 #: Stands for a secret in what is stored.
 HIDDEN = "..."
 
@@ -92,7 +94,7 @@ def report_error(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    message, hint = _words(error, known is not None)
+    message, hint = words_of(error, known is not None)
     code = 1 if known is None else known
     if session.json:
         fields = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": code}
@@ -121,6 +123,18 @@ def be_left_alone() -> None:
     """One more Ctrl-C would only spoil the last words of a program that is ending anyway."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def words_of(error: BaseException, known: bool) -> tuple[str, str | None]:
+    """(what is wrong, what to do) of an error, a line each. What it repeats of somebody's file is shortened,
+    and steers no terminal."""
+    message, hint = _words(error, known)
+    return _plain(message), None if hint is None else _plain(hint)
+
+
+def _plain(text: str) -> str:
+    shown = text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 60]} ... {text[-50:]}"
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def _words(error: BaseException, known: bool) -> tuple[str, str | None]:

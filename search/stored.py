@@ -42,14 +42,7 @@ def to_bytes(compressed: Compressed) -> bytes:
 
 def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
     """Read what `to_bytes` wrote, for the network it was made from. Raises InputError, PolicyError."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            document = parse_json((file.metadata() or {}).get("tailorbird", "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as problem:
-        raise InputError(f"cannot read weights from {str(path)!r}: {problem}") from problem
-    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{str(path)!r} does not hold a compressed network of this version.")
+    document, tensors = read_parts(path)
     policy = ResolvedPolicy.from_dict(document.get("policy"))
     codes_of, ranges_of = _codes(document, path)
     skeleton = network.skeletons.of(policy)
@@ -70,6 +63,19 @@ def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
     return Compressed(
         policy, numerics, graph, weights, activations, codes, biases, skeleton.layer_of, skeleton.unfoldable
     )
+
+
+def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(document, tensors) of a file. Raises InputError."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            document = parse_json((file.metadata() or {}).get("tailorbird", "null"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as problem:
+        raise InputError(f"cannot read weights from {str(path)!r}: {problem}") from problem
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{str(path)!r} does not hold a compressed network of this version.")
+    return document, tensors
 
 
 def _codes(document: dict[str, Any], path: Path) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
