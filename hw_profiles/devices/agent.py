@@ -55,6 +55,8 @@ _WARM_UP_SECONDS = 1.0
 _BUSY_SECONDS = 10.0
 #: What the profiler writes for a network of 1,000 kernels, and as much again.
 _SCRATCH_BYTES = 16 << 20
+#: Of the machine's memory, what a worker may take.
+_MEMORY_SHARE = 0.9
 #: What was being done when the line was cut may take so long to end.
 _GRACE_SECONDS = 5.0
 #: Number types that arrays may have: name of numpy -> onnxruntime.
@@ -803,7 +805,25 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(__doc__)
 
 
+def _confine() -> None:
+    """Limit this process: a network that asks for more than there is fails alone."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 2 * FRAME_LIMIT, "RLIMIT_DATA": int(_MEMORY_SHARE * memory)}
+    for name, most in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(kind, (least, least))
+
+
 def _work_main() -> None:
+    _confine()
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is not a reply
     frame = read_frame(sys.stdin.buffer)
