@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,19 @@ def _feed_journal(path: Path) -> None:
     study.restore(Journal.read(path))
 
 
+def _records() -> bytes:
+    """Lines of a journal without their checksums."""
+    return b"".join(b"{" + line[len(b'{"crc":"00000000",') :] + b"\n" for line in _journal().splitlines())
+
+
+def _feed_records(content: bytes, folder: Path) -> None:
+    """Lines with the right checksums, whatever they hold: what damage is not taken for."""
+    lines = [line[1:] for line in content.split(b"\n") if line]
+    path = folder / "journal.jsonl"
+    path.write_bytes(b"".join(b'{"crc":"%08x",%s\n' % (zlib.crc32(line), line) for line in lines))
+    _feed_journal(path)
+
+
 class _Deaf:
     """An agent that is told of outcomes and learns nothing."""
 
@@ -391,6 +405,7 @@ PARSERS: Mapping[str, Parser] = {
     "evidence": Parser(_evidence, _feed_evidence, True, (ValueError,)),
     "study": Parser(_study, _feed_study, True, (ValueError,)),
     "journal": Parser(_journal, _file("journal.jsonl", _feed_journal)),
+    "records": Parser(_records, _feed_records),
     "results": Parser(_results, _file("results.json", _read_results), True),
     "config": Parser(_config, _file("config.yaml", _read_config)),
     "set": Parser(lambda: b"bits=[4, 8]", _feed_set),

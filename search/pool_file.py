@@ -47,6 +47,8 @@ FILE_BYTES = 32 << 30
 MOST_PACKED = 200
 #: Policies that are handed to a store at a time.
 TOGETHER = 500
+#: How a gzip file begins (RFC 1952), whatever its name.
+_GZIP = b"\x1f\x8b"
 _HEADER = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
 
 
@@ -219,11 +221,11 @@ def _lines(path: Path) -> Iterator[bytes]:
         what = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{name} {what}.", "`search pool export FILE` writes one.")
     try:
-        most = FILE_BYTES
-        if path.suffix == ".gz":
-            most = min(most, MOST_PACKED * path.stat().st_size + LINE_BYTES)
+        with path.open("rb") as start:
+            packed = start.read(len(_GZIP)) == _GZIP
+        most = min(FILE_BYTES, MOST_PACKED * path.stat().st_size + LINE_BYTES) if packed else FILE_BYTES
         read = 0
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if packed else path.open("rb") as file:
             while line := file.readline(LINE_BYTES + 1):
                 read += len(line)
                 if len(line) > LINE_BYTES:

@@ -87,6 +87,19 @@ THREATS: tuple[Threat, ...] = (
         ),
     ),
     Threat(
+        "configs of others",
+        "a config names the code of its task, as --task and --model do",
+        "`search report` runs none of it. --config, --resume, export and measure do, by their nature: look at "
+        "`task`, `model` and `metric` in config.yaml first where the run is somebody else's",
+        (f"{_SAFETY}test_a_report_of_a_run_runs_none_of_its_code",),
+    ),
+    Threat(
+        "results",
+        "scripts in the names of layers run when the report is opened",
+        "everything that a report shows is escaped, and it loads nothing",
+        (f"{_SAFETY}test_a_report_runs_nothing_of_what_it_shows",),
+    ),
+    Threat(
         "journals",
         "a cut tail, changed records, records that make no sense",
         "checksums and numbers; a cut tail is left out and said; sense is checked besides",

@@ -179,7 +179,8 @@ TEXTS: dict[str, tuple[str, str, bytes]] = {
     "huge number": ("pool.jsonl", "line 2", HEAD + b'{"contexts": ' + b"9" * 100_000 + b"}\n"),
     "deep": ("pool.jsonl", "nested too deeply", HEAD + b"[" * 200_000 + b"\n"),
     "long line": ("pool.jsonl", "a line of more than 8 MB", HEAD + b" " * (9 << 20)),
-    "not packed": ("pool.jsonl.gz", "no whole gzip file", HEAD),
+    "not packed": ("pool.jsonl.gz", "its last line is missing", HEAD),
+    "packed under another name": ("pool.jsonl", "its last line is missing", gzip.compress(HEAD)),
     "packed and cut": ("pool.jsonl.gz", "no whole gzip file", gzip.compress(HEAD)[:-9]),
     "packed, damaged": ("pool.jsonl.gz", "no whole gzip file", gzip.compress(HEAD)[:-6] + b"junked"),
     "bomb of one line": (

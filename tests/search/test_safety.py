@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from search.cli_support import as_typed
 from search.errors import InputError, ResumeError
 from search.journal import Journal
 from search.onnx_input import check_onnx
+from search.report.page import draw_figures, render_page
 from search.runfolder import JOURNAL, RunFolder, atomic_write
 from search.safety import THREATS, page
 from search.tasks import data as data_files
@@ -34,6 +36,7 @@ from search.tasks.checkpoint import load_checkpoint
 from search.tasks.data import read_data, read_npz
 from search.tasks.images import read_images
 from tests.search.own_task import flags
+from tests.search.results_example import example
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("search", "agents", "compressors", "hw_profiles")
@@ -277,6 +280,37 @@ def test_a_torn_tail_is_said_and_the_run_goes_on(tmp_path: Path, capsys: pytest.
     records = Journal.read(out / JOURNAL)
     assert records[: len(whole)] == whole
     assert sum(r.kind == "evaluated" for r in records) == 3
+
+
+def _hostile(value: object, key: str = "") -> object:
+    """Every text of a document replaced, but for those that a schema lists."""
+    if isinstance(value, dict):
+        return {k: _hostile(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_hostile(v, key) for v in value]
+    kept = key in ("source", "state", "objective", "digest", "kind", "version", "created")
+    return value if kept or not isinstance(value, str) else f"{value}\"'><script>alert(1)</script>"
+
+
+def test_a_report_runs_nothing_of_what_it_shows() -> None:
+    document = _hostile(example())
+    shown = render_page(document)  # type: ignore[arg-type]
+    assert "alert(1)" in shown
+    assert "<script" not in shown.replace("&lt;script", "")
+    for svg in draw_figures(document).values():  # type: ignore[arg-type]
+        ElementTree.fromstring(svg)
+        assert "<script" not in svg
+
+
+def test_a_report_of_a_run_runs_none_of_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = _run(tmp_path / "run")
+    (run / "evil.py").write_text("open('owned', 'w').close()\nmake = None\n", encoding="utf-8")
+    (run / "config.yaml").write_text("target: local\ntask: run/evil.py:make\n", encoding="utf-8")
+    (run / "results.json").write_text(json.dumps(example()), encoding="utf-8")
+    assert main(["report", "run"]) == 0
+    assert (run / "report.html").exists()
+    assert not (tmp_path / "owned").exists()
 
 
 # -- networks, weights, data
