@@ -10,7 +10,6 @@ in a line or two what is wrong. Anything else that it raises is a fault of its o
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import parsers_examples as examples
 from .cli_support import words_of
 
 
@@ -73,149 +73,6 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", errors="replace")
 
 
-# -- examples
-
-
-def _policy() -> bytes:
-    from .pool_testing import POLICY
-
-    return POLICY.to_json().encode()
-
-
-def _evidence() -> bytes:
-    from .pool_testing import LOOKED, WHOLE
-
-    return json.dumps(WHOLE.merged(LOOKED).to_dict()).encode()
-
-
-def _journal() -> bytes:
-    from agents.contract import Outcome, Suggestion
-
-    from .journal import SCHEMA_VERSION, Record, encode
-    from .pool_testing import POLICY
-
-    suggestion = Suggestion(0, (0.5, 1.0), POLICY, "random").to_dict()
-    outcome = Outcome(POLICY, 0.5, {"latency_ms": 1.0}).to_dict()
-    rows: list[tuple[str, dict[str, Any]]] = [
-        ("header", {"schema_version": SCHEMA_VERSION, "config": {"target": ["local"]}}),
-        ("suggested", {"suggestion": suggestion}),
-        ("evaluated", {"number": 0, "outcome": outcome}),
-    ]
-    return b"".join(encode(Record(i, kind, data, float(i))) for i, (kind, data) in enumerate(rows))
-
-
-def _pool(packed: bool) -> bytes:
-    from .pool_file import export_pool
-    from .pool_sqlite import SqliteStore
-    from .pool_testing import CONTEXT, HALF, POLICY, WHOLE
-
-    with tempfile.TemporaryDirectory() as folder:
-        store = SqliteStore(Path(folder, "pool.sqlite"))
-        store.put(CONTEXT, POLICY, WHOLE)
-        store.put(CONTEXT, POLICY.from_dict({**POLICY.to_dict(), "groups": {"a": 3}}), HALF)
-        path = Path(folder, "pool.jsonl.gz" if packed else "pool.jsonl")
-        export_pool(store, path)
-        store.close()
-        return path.read_bytes()
-
-
-def _profile(packed: bool) -> bytes:
-    from hw_profiles.devices.contract import DeviceFacts
-    from hw_profiles.profile_rows import FailureRow, NetworkRow
-    from hw_profiles.profiles import Profile
-
-    facts = DeviceFacts("a board", "a chip", 4, "arm64-neon", "onnxruntime", "1.32.0", 1.5)
-    network = NetworkRow(
-        model="0" * 64, key="k", clock="cpu", runs=[1.0, 1.5, 1.25, 1.0], stable=True, why=""
-    ).addressed()
-    failure = FailureRow(model="1" * 64, key="f", error="it does not run").addressed()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "p.jsonl.gz" if packed else "p.jsonl")
-        Profile(facts, 1, "ms", (network, failure)).save(path)
-        return path.read_bytes()
-
-
-def _target() -> bytes:
-    from hw_profiles.target import TARGETS_FOLDER
-
-    return (TARGETS_FOLDER / "fpga-bitfusion.yaml").read_bytes()
-
-
-def _config() -> bytes:
-    from .config import make_config
-
-    return make_config({"target": "local", "max_latency": "0.5x", "bits": "4,8"}).to_yaml().encode()
-
-
-def _weights() -> dict[str, Any]:
-    import torch
-
-    return {"0.weight": torch.zeros(2, 3), "0.bias": torch.ones(2)}
-
-
-def _safetensors() -> bytes:
-    from safetensors.torch import save
-
-    return save(_weights(), {"tailorbird": json.dumps({"schema_version": 1, "policy": {}})})
-
-
-def _torch_file() -> bytes:
-    import torch
-
-    sink = io.BytesIO()
-    torch.save(_weights(), sink)
-    return sink.getvalue()
-
-
-def _npz() -> bytes:
-    import numpy as np
-
-    sink = io.BytesIO()
-    np.savez_compressed(sink, x=np.zeros((40, 1, 4, 4), np.float32), y=np.arange(40) % 4)
-    return sink.getvalue()
-
-
-def _image() -> bytes:
-    import numpy as np
-    from PIL import Image
-
-    sink = io.BytesIO()
-    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(sink, "PNG")
-    return sink.getvalue()
-
-
-def _onnx() -> bytes:
-    from onnx import TensorProto, helper
-
-    weight = helper.make_tensor("w", TensorProto.FLOAT, (2, 1, 3, 3), [0.0] * 18)
-    ends = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", (1, 1, 4, 4)), ("y", None))
-    ]
-    node = helper.make_node("Conv", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "net", ends[:1], ends[1:], [weight])
-    model: bytes = helper.make_model(graph).SerializeToString()
-    return model
-
-
-def _frame() -> bytes:
-    import numpy as np
-
-    from hw_profiles.devices.agent import pack_array, write_frame
-
-    stream, blobs = io.BytesIO(), list[bytes]()
-    spec = pack_array(np.arange(6, dtype=np.float32).reshape(2, 3), blobs)
-    sample = {"key": "k", "threads": 1, "wall": [1.0, 2.0], "outputs": [spec]}
-    write_frame(stream, {"sample": sample, "facts": {"device": "d"}}, blobs)
-    return stream.getvalue()
-
-
-def _results() -> bytes:
-    number = {"value": 1.0, "source": "predicted"}
-    run = {"id": "r", "created": "", "version": "0", "seed": 0, "state": "complete", "command": [],
-           "versions": {}, "cpu": ""}  # fmt: skip
-    return json.dumps({"schema_version": 1, "run": run, "base": {"costs": {"latency_ms": number}}}).encode()
-
-
 # -- feeds
 
 
@@ -227,11 +84,6 @@ def _feed_journal(path: Path) -> None:
     study.entries = []
     study.agent = _Deaf()  # type: ignore[assignment]
     study.restore(Journal.read(path))
-
-
-def _records() -> bytes:
-    """Lines of a journal without their checksums."""
-    return b"".join(b"{" + line[len(b'{"crc":"00000000",') :] + b"\n" for line in _journal().splitlines())
 
 
 def _feed_records(content: bytes, folder: Path) -> None:
@@ -387,41 +239,29 @@ def _read_onnx(path: Path) -> object:
     return check_onnx(path)
 
 
-def _study() -> bytes:
-    from agents.features import COORDINATE, NETWORK
-    from agents.past import Elite, PastStudy
-
-    elite = Elite((1.0, None), -0.5, {"latency_ms": 0.5})
-    rows = tuple(tuple(0.0 for _ in COORDINATE) for _ in range(2))
-    words = ("run", "network", "task", "target", "agent", "accuracy")
-    budget = {"latency_ms": 0.5}
-    study = PastStudy(*words, 3, budget, ("keep:a", "keep:b"), rows, tuple(0.0 for _ in NETWORK), (elite,))
-    return study.to_json().encode()
-
-
 #: Name -> parser.
 PARSERS: Mapping[str, Parser] = {
-    "policy": Parser(_policy, _file("policy.json", _read_policy), True),
-    "evidence": Parser(_evidence, _feed_evidence, True, (ValueError,)),
-    "study": Parser(_study, _feed_study, True, (ValueError,)),
-    "journal": Parser(_journal, _file("journal.jsonl", _feed_journal)),
-    "records": Parser(_records, _feed_records),
-    "results": Parser(_results, _file("results.json", _read_results), True),
-    "config": Parser(_config, _file("config.yaml", _read_config)),
+    "policy": Parser(examples.policy, _file("policy.json", _read_policy), True),
+    "evidence": Parser(examples.evidence, _feed_evidence, True, (ValueError,)),
+    "study": Parser(examples.study, _feed_study, True, (ValueError,)),
+    "journal": Parser(examples.journal, _file("journal.jsonl", _feed_journal)),
+    "records": Parser(examples.records, _feed_records),
+    "results": Parser(examples.results, _file("results.json", _read_results), True),
+    "config": Parser(examples.config, _file("config.yaml", _read_config)),
     "set": Parser(lambda: b"bits=[4, 8]", _feed_set),
-    "target": Parser(_target, _file("target.yaml", _read_target)),
-    "profile": Parser(lambda: _profile(False), _file("p.jsonl", _read_profile)),
-    "profile-gz": Parser(lambda: _profile(True), _file("p.jsonl.gz", _read_profile)),
-    "pool": Parser(lambda: _pool(False), _file("pool.jsonl", _read_pool)),
-    "pool-gz": Parser(lambda: _pool(True), _file("pool.jsonl.gz", _read_pool)),
+    "target": Parser(examples.target, _file("target.yaml", _read_target)),
+    "profile": Parser(lambda: examples.profile(False), _file("p.jsonl", _read_profile)),
+    "profile-gz": Parser(lambda: examples.profile(True), _file("p.jsonl.gz", _read_profile)),
+    "pool": Parser(lambda: examples.pool(False), _file("pool.jsonl", _read_pool)),
+    "pool-gz": Parser(lambda: examples.pool(True), _file("pool.jsonl.gz", _read_pool)),
     "pool-address": Parser(lambda: b"postgresql://me:word@host:5432/db?sslmode=require", _feed_address),
-    "checkpoint": Parser(_safetensors, _file("w.safetensors", _feed_checkpoint)),
-    "torch-file": Parser(_torch_file, _file("w.pt", _feed_checkpoint)),
-    "weights": Parser(_safetensors, _file("weights.safetensors", _feed_weights)),
-    "npz": Parser(_npz, _file("data.npz", _feed_npz)),
-    "image": Parser(_image, _file("a.png", _feed_image)),
-    "onnx": Parser(_onnx, _file("net.onnx", _read_onnx)),
-    "frame": Parser(_frame, _feed_frame, errors=(ValueError,)),
+    "checkpoint": Parser(examples.safetensors, _file("w.safetensors", _feed_checkpoint)),
+    "torch-file": Parser(examples.torch_file, _file("w.pt", _feed_checkpoint)),
+    "weights": Parser(examples.safetensors, _file("weights.safetensors", _feed_weights)),
+    "npz": Parser(examples.npz, _file("data.npz", _feed_npz)),
+    "image": Parser(examples.image, _file("a.png", _feed_image)),
+    "onnx": Parser(examples.onnx, _file("net.onnx", _read_onnx)),
+    "frame": Parser(examples.frame, _feed_frame, errors=(ValueError,)),
     "units": Parser(lambda: b"3.5ms", _feed_units),
 }
 

@@ -89,7 +89,7 @@ THREATS: tuple[Threat, ...] = (
     Threat(
         "configs of others",
         "a config names the code of its task, as --task and --model do",
-        "`search report` runs none of it. --config, --resume, export and measure do, by their nature: look at "
+        "`search report` runs none of it. --config, --resume, export and measure do, by their nature: read "
         "`task`, `model` and `metric` in config.yaml first where the run is somebody else's",
         (f"{_SAFETY}test_a_report_of_a_run_runs_none_of_its_code",),
     ),
