@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,18 @@ def test_a_place_that_cannot_be_written_is_told_of(tmp_path: Path, scorer: Score
     assert pool.known(policy) is None
     assert replace(pool.score(policy), seconds=0.0) == replace(scorer.score(policy), seconds=0.0)
     assert pool.summary == ""
+
+
+def test_a_missing_extra_is_named_and_the_search_goes_on(
+    scorer: Scorer, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    pool = open_pool("postgresql://me:s3cret@host/db", scorer, told.append)
+    assert pool.known(policies_of(scorer)[1]) is None
+    assert told == [
+        "a pool on a PostgreSQL server needs psycopg: pip install 'tailorbird[postgres]'. "
+        "The search goes on without it."
+    ]
 
 
 def test_a_pool_that_is_off_keeps_nothing(
