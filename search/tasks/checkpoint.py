@@ -69,14 +69,15 @@ def _read(path: Path) -> Any:
 
 def _check_packing(path: Path) -> None:
     """Refuse a torch file with packed members, which torch never writes: a bomb. Raises InputError."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-            raise InputError(f"checkpoint {path.name} cannot be read: {error}") from error
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-            raise InputError(f"checkpoint {path.name} is a packed zip file; torch.save packs nothing")
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile's own, and what it does not foresee
+        raise InputError(f"checkpoint {path.name} cannot be read: {error}") from error
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise InputError(f"checkpoint {path.name} is a packed zip file; torch.save packs nothing")
 
 
 def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:

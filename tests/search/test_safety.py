@@ -400,6 +400,11 @@ def test_packed_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(_zip_with(members, zipfile.ZIP_DEFLATED))
     with pytest.raises(InputError, match="packed"):
         load_checkpoint(nn.Sequential(nn.Linear(3, 2)), tmp_path / "w.pt")
+    # found by fuzzing: the end of a zip file that says it goes on on another disk
+    end = b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2) + b"PK\x05\x06" + bytes(18)
+    (tmp_path / "w.pt").write_bytes(bytes(64) + end)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_checkpoint(nn.Sequential(nn.Linear(3, 2)), tmp_path / "w.pt")
 
 
 def test_packed_data_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
