@@ -137,9 +137,10 @@ def pack_array(array: np.ndarray[Any, Any], blobs: list[bytes]) -> dict[str, Any
 def unpack_array(spec: Any, blobs: Sequence[bytes]) -> np.ndarray[Any, Any]:
     """The array of a head's entry; its bytes are exactly those that its shape and type ask for."""
     try:
-        dtype, shape, blob = np.dtype(str(spec["dtype"])), [int(n) for n in spec["shape"]], spec["blob"]
-        if dtype.name not in DTYPES or len(shape) > 8 or min(shape, default=1) < 0:
-            raise FrameError(f"no array has type {dtype} and shape {shape}")
+        name, shape, blob = str(spec["dtype"]), [int(n) for n in spec["shape"]], spec["blob"]
+        if name not in DTYPES or len(shape) > 8 or min(shape, default=1) < 0:
+            raise FrameError(f"no array has type {name[:40]} and shape {shape[:9]}")
+        dtype = np.dtype(name)  # of a name that is known: numpy makes sense of many another text, or fails
         flat = np.frombuffer(blobs[blob], dtype.newbyteorder("<"))
         return flat.reshape(shape).astype(dtype)
     except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:

@@ -87,6 +87,7 @@ def test_what_is_no_frame_is_refused_before_it_is_read(sent: bytes, told: str) -
         {"dtype": "float32", "shape": [-1], "blob": 0},
         {"dtype": "float32", "shape": [3], "blob": 0},
         {"dtype": "float32", "shape": [2], "blob": 7},
+        {"dtype": ",loat32", "shape": [2], "blob": 0},
         {"dtype": "U4", "shape": [1], "blob": 0},
         {"dtype": "float32,float32", "shape": [1], "blob": 0},
         {"shape": [2], "blob": 0},
