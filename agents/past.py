@@ -148,10 +148,13 @@ def _text(doc: Mapping[str, Any], key: str, value: Any) -> str:
 
 
 def _number(key: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of a thousand digits
+        number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
-        raise HistoryError(f"not a study: {key} holds {value!r}.")
-    return float(number)
+        raise HistoryError(f"not a study: {key} holds {value!r:.80}.")
+    return number
 
 
 def _row(key: str, values: Any, size: int) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,8 +145,13 @@ def load(path: Path, target: Target, key: str = "") -> Learned | None:
                 )
                 for i, cell in enumerate(head["cells"])
             }
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return None  # damaged: learned again
+            found = _of(target, head, cells)
+    except Exception:  # a parser of whatever a damaged file holds: it is learned again
+        return None
+    return found
+
+
+def _of(target: Target, head: dict[str, Any], cells: dict[str, Cell]) -> Learned:
     values = {(table, name): v for table, entries in head["constants"].items() for name, v in entries.items()}
     stored = dict(head["calibration"])
     stored["quantiles"] = tuple(stored["quantiles"])

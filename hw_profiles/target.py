@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hw_profiles.errors import BadTargetError, UnknownTargetError
+from hw_profiles.safe_yaml import read_yaml_file
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
 DATA_FOLDER = Path(__file__).parent / "data"
@@ -257,8 +258,7 @@ def _shipped(name: str) -> Target:
 
 def _read(path: Path) -> Target:
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        data = read_yaml_file(path)
     except OSError as error:
         raise BadTargetError(f"cannot read the target file {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ import typer
 
 from search.cli_commands import COMMANDS
 from search.cli_help import GroupedCommand, GroupedGroup
+from search.cli_pool import POOL_COMMANDS
 from search.cli_run import search_command
 from search.cli_support import (
     INTERRUPTED,
@@ -33,6 +34,12 @@ def make_app() -> typer.Typer:
     app.callback(invoke_without_command=True)(search_command)
     for command in COMMANDS:
         app.command(command.__name__, cls=GroupedCommand)(command)
+    pool = typer.Typer(
+        cls=GroupedGroup, rich_markup_mode=None, help="Show the pool of evaluations, or move it."
+    )
+    for name, about_pool in POOL_COMMANDS.items():
+        pool.command(name, cls=GroupedCommand)(about_pool)
+    app.add_typer(pool, name="pool")
     return app
 
 

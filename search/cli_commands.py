@@ -214,8 +214,19 @@ def report(run: Run, json_: flags.Json = False, debug: flags.Debug = False) -> N
     )
 
 
-def doctor(json_: flags.Json = False, debug: flags.Debug = False) -> None:
+def doctor(
+    threats: Annotated[
+        bool, typer.Option("--threats", help="Show what input from outside can do, and what holds it.")
+    ] = False,
+    json_: flags.Json = False,
+    debug: flags.Debug = False,
+) -> None:
     """Check this machine: versions, processor, folders, clock."""
+    if threats:
+        from search.safety import THREATS, page
+
+        answer({"threats": [t.to_dict() for t in THREATS]}, page)
+        return
     from search.doctor import examine
 
     findings = examine()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.cli_support import Interrupted, answer, merged, say, session, stop_on_interrupt
+from search.cli_support import Interrupted, answer, as_typed, merged, say, session, stop_on_interrupt
 from search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def search_command(
     recover: Annotated[str | None, _option(SEARCH, "Short fine-tuning, 45s; 0 for none.", "TIME")] = None,
     seed: Annotated[str | None, _option(SEARCH, "The same seed, the same search.", "N")] = None,
     workers: Annotated[str | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
-    pool: Annotated[str | None, _option(SEARCH, "File of shared accuracies, or off.", "PATH")] = None,
+    pool: Annotated[
+        str | None, _option(SEARCH, "Shared accuracies: a file, postgresql://user@host/db, or off.", "PATH")
+    ] = None,
     threads: Threads = None,
     batch: Batch = None,
     host: Host = None,
@@ -165,7 +167,7 @@ def run_all(config: RunConfig) -> None:
         progress = make_progress(session.quiet or session.json, session.verbose)
         with stop_on_interrupt(progress.note) as stop:
             try:
-                result = engine.run(one, progress, stop, command=("search", *sys.argv[1:]))
+                result = engine.run(one, progress, stop, command=as_typed(sys.argv[1:]))
             except KeyboardInterrupt:
                 session.resume_hint = _way_on(one, before)
                 raise

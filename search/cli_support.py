@@ -9,13 +9,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from search.errors import TailorbirdError, did_you_mean
 
 INTERRUPTED = 130
+#: Characters of one line of an error.
+LONGEST_LINE = 400
+#: Stands for a secret in what is stored.
+HIDDEN = "..."
 
 
 class Interrupted(TailorbirdError):
@@ -90,7 +94,7 @@ def report_error(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    message, hint = _words(error, known is not None)
+    message, hint = words_of(error, known is not None)
     code = 1 if known is None else known
     if session.json:
         fields = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": code}
@@ -119,6 +123,18 @@ def be_left_alone() -> None:
     """One more Ctrl-C would only spoil the last words of a program that is ending anyway."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def words_of(error: BaseException, known: bool) -> tuple[str, str | None]:
+    """(what is wrong, what to do) of an error, a line each. What it repeats of somebody's file is shortened,
+    and steers no terminal."""
+    message, hint = _words(error, known)
+    return _plain(message), None if hint is None else _plain(hint)
+
+
+def _plain(text: str) -> str:
+    shown = text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 60]} ... {text[-50:]}"
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def _words(error: BaseException, known: bool) -> tuple[str, str | None]:
@@ -165,6 +181,21 @@ def stop_on_interrupt(notice: Callable[[str], None], what: str = "evaluation") -
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def as_typed(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The command for a person to read again, without the secrets that were in it."""
+    from search.pool_address import without_password
+
+    shown = ["search"]
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        if before == "--token":
+            text = HIDDEN
+        for start in ("--token=", "token=", "--set=token="):
+            if text.startswith(start):
+                text = start + HIDDEN
+        shown.append(without_password(text))
+    return tuple(shown)
 
 
 def leave_quietly() -> None:

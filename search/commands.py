@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from .exporters import exporter_of
 from .kernels_found import compare
 from .results import Applied, Event, KernelTime, Measurement, Prediction, Timing, read_results
 from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim, recovered_name
+from .safe_json import read_json
 from .setup import Setup, load_setup
 from .stored import from_file
 from .threads import single_threaded
@@ -77,13 +77,7 @@ def predict(onnx: Path, target: str, threads: int | None = None, batch: int | No
 
 def read_policy(path: Path) -> ResolvedPolicy:
     """A policy file, checked. Raises InputError, PolicyError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise InputError(f"cannot read {str(path)!r}: {problem.strerror}.") from problem
-    except ValueError as problem:
-        raise InputError(f"{str(path)!r} is not JSON: {problem}.") from problem
-    return ResolvedPolicy.from_dict(document)
+    return ResolvedPolicy.from_dict(read_json(path))
 
 
 @single_threaded
@@ -179,6 +173,9 @@ def measure_run(
     if path.suffix == ".onnx":
         if not path.is_file():
             raise InputError(f"there is no file {what!r}.")
+        from .onnx_input import check_onnx
+
+        check_onnx(path)
         found = _ToTime([path.name], [path.read_bytes()], [None], None, threads or 1, "local")
     else:
         found = _of_run(RunFolder.find(what), threads, batch)

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from search.errors import InputError, ResumeError, TailorbirdError, UsageError, did_you_mean
 from search.methods import METHODS, check_methods
+from search.pool_address import without_password
 from search.units import COST_KINDS, Limit, parse_limit, parse_points, parse_seconds
 
 if TYPE_CHECKING:
@@ -31,6 +40,8 @@ LIMITS: Mapping[str, str] = {
     "max_energy": "energy_mj",
     "max_macs": "macs",
 }
+#: Characters of a value that a message repeats.
+LONGEST_SHOWN = 200
 #: What concerns one call and not the search; not stored.
 ONE_CALL = ("out", "resume", "dry_run", "token")
 #: What may change when a run is resumed. All else is the goal, which may not.
@@ -90,7 +101,9 @@ class RunConfig(BaseModel):
     workers: int = Field(1, ge=1, le=256, description="processes that evaluate")
     warm_start: str | None = Field(None, description="a run whose outcomes are learned first")
     pool: str | None = Field(
-        None, description="the file that keeps and shares accuracies, or off; the user's own by default"
+        None,
+        repr=False,
+        description="keeps and shares accuracies: a file, postgresql://user@host/db, or off",
     )
 
     threads: int | None = Field(None, ge=1, description="of one inference; the target's usual number")
@@ -148,6 +161,11 @@ class RunConfig(BaseModel):
                 f"--pool {value!s} is neither a file nor off.", "Leave it out for the usual one."
             )
         return value
+
+    @field_serializer("pool", when_used="json")
+    def _without_password(self, value: str | None) -> str | None:
+        """What is stored and shown of a pool's address."""
+        return None if value is None else without_password(value)
 
     @field_validator("max_drop", mode="before")
     @classmethod
@@ -317,6 +335,10 @@ def resumed_config(flags: Mapping[str, Any]) -> RunConfig:
     folder = RunFolder.find(flags["resume"])
     # The journal's header, not config.yaml: it is there as soon as there is anything to resume.
     config = Journal.read(folder.journal)[0].data.get("config", {})
+    if not isinstance(config, dict):
+        raise ResumeError(
+            f"the journal of {folder.id} holds no config.", "There is nothing to resume; start anew."
+        )
     latest: dict[str, Any] = {}  # what the last --resume changed
     with contextlib.suppress(TailorbirdError):
         latest = read_yaml(folder.config)
@@ -338,8 +360,10 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A config file's keys and values. Raises InputError, or UsageError for an unknown key."""
+    from hw_profiles.safe_yaml import read_yaml_file
+
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = read_yaml_file(file)
     except OSError as error:
         raise InputError(f"cannot read --config {str(file)!r}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -356,11 +380,13 @@ def read_sets(sets: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts; a value is read as YAML. Raises UsageError."""
     found: dict[str, Any] = {}
     for text in sets:
+        from hw_profiles.safe_yaml import parse_yaml
+
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r} has no '='.", "Write --set key=value.")
         try:
-            found[known_key(key.strip(), "--set")] = yaml.safe_load(value)
+            found[known_key(key.strip(), "--set")] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UsageError(
                 f"--set {text!r}: the value is not YAML.", "Quote it: --set 'key=\"...\"'."
@@ -388,8 +414,10 @@ def _flag(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value)) or "nothing"
-    return "nothing" if value is None else str(value)
+        shown = ",".join(map(str, value)) or "nothing"
+    else:
+        shown = "nothing" if value is None else str(value)
+    return shown if len(shown) <= LONGEST_SHOWN else shown[:LONGEST_SHOWN] + "..."
 
 
 def _lower(text: str) -> str:

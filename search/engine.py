@@ -83,6 +83,8 @@ def run(
     watch = Stopwatch(setup, journal)
     this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
     with journal:
+        if journal.torn_bytes:
+            show.note(f"journal  its last {journal.torn_bytes} bytes were cut short and are left out")
         folder.sweep()
         folder.write(CONFIG, config.to_yaml())
         folder.write_json(ENV, environment(setup.lowering.predictor.threads))
@@ -144,7 +146,7 @@ def _opened(setup: Setup) -> tuple[RunFolder, Journal]:
 def _events(journal: Journal) -> list[Event]:
     """What an interrupted run told of before."""
     told = [r.data for r in journal.records if r.kind == "event" and "text" in r.data]
-    return [Event(kind=e["kind"], text=e["text"]) for e in told]
+    return [Event(kind=str(e.get("kind")), text=str(e["text"])) for e in told]
 
 
 def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BATCH = 64
 #: Part of a stored document: to be raised when the order of the samples, the look or the batches change.
 EVIDENCE_VERSION = 1
+#: Scores of one policy that are believed: ten times as many as ImageNet has validation images.
+MOST_SCORES = 500_000
 _Z_95 = 1.959964
 
 #: What is to be found out next.
@@ -105,7 +107,7 @@ class Evidence:
                 None if "look" not in doc else _seen(doc["look"]),
                 _seconds(doc["compressed_seconds"]),
                 _unpacked(doc["scores"]),
-                tuple(float(s) for s in doc["batch_seconds"]),
+                _times(doc["batch_seconds"]),
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"not evidence: {problem!r}") from problem
@@ -222,18 +224,44 @@ def _packed(scores: Sequence[float]) -> dict[str, Any] | list[float]:
 
 def _unpacked(doc: Any) -> tuple[float, ...]:
     if isinstance(doc, list):
-        return tuple(float(s) for s in doc)
-    bits = f"{int(doc['bits'], 16):0{int(doc['count'])}b}" if doc["count"] else ""
-    if len(bits) != doc["count"]:
-        raise ValueError(f"not evidence: {len(bits)} bits for {doc['count']} scores")
+        return _numbers(doc)
+    count, text = doc["count"], doc["bits"]
+    # Before anything is made of it: a count costs its reader nothing to write, and room to believe.
+    if not _is_count(count) or not isinstance(text, str) or len(text) > count // 4 + 1:
+        raise ValueError(f"not evidence: bits that are not those of {count!r:.40} scores")
+    bits = f"{int(text, 16):0{count}b}" if count else ""
+    if len(bits) != count:
+        raise ValueError(f"not evidence: {len(bits)} bits for {count} scores")
     return tuple(float(b) for b in bits)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_SCORES
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Finite numbers, in a list. Raises ValueError."""
+    if not isinstance(values, list) or len(values) > MOST_SCORES or not all(map(_is_number, values)):
+        raise ValueError("not evidence: a list of finite numbers is something else")
+    return tuple(float(v) for v in values)
+
+
+def _times(values: Any) -> tuple[float, ...]:
+    found = _numbers(values)
+    if any(v < 0 for v in found):
+        raise ValueError("not evidence: a time below 0")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _seen(doc: Mapping[str, Any]) -> Seen:
     found = Seen(
         _unpacked(doc["scores"]),
-        None if doc["wrong"] is None else tuple(float(w) for w in doc["wrong"]),
-        float(doc["seconds"]),
+        None if doc["wrong"] is None else _numbers(doc["wrong"]),
+        *_times([doc["seconds"]]),
     )
     if len(found.scores) != SAMPLES or (found.wrong is not None and len(found.wrong) != SAMPLES):
         raise ValueError(f"not evidence: a look has {SAMPLES} samples")
@@ -241,7 +269,7 @@ def _seen(doc: Mapping[str, Any]) -> Seen:
 
 
 def _seconds(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None else _times([value])[0]
 
 
 __all__ = [

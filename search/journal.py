@@ -35,6 +35,10 @@ Kind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
+#: Bytes of a journal that are read: a hundred thousand evaluations of a large network.
+MOST_BYTES = 2 << 30
+#: Never through a link: it could lead out of the run's folder.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
 _PREFIX = b'{"crc":"'
 _BODY_AT = len(_PREFIX) + 8 + 2  # behind the checksum and its `",`
 _locked_here: set[tuple[int, int]] = set()
@@ -87,8 +91,11 @@ def decode(line: bytes) -> Record | None:
         return None
     try:
         fields = json.loads(b"{" + body)
-        return Record(int(fields["n"]), str(fields["kind"]), fields["data"], float(fields["at"]))
-    except (ValueError, KeyError, TypeError):
+        number, data = fields["n"], fields["data"]
+        if not isinstance(number, int) or not isinstance(data, dict):
+            return None
+        return Record(number, str(fields["kind"]), data, float(fields["at"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -109,6 +116,19 @@ def parse(content: bytes, name: str = "the journal") -> Contents:
         records.append(record)
         good += len(line) + 1
     return Contents(tuple(records), good, len(content) - good)
+
+
+@contextlib.contextmanager
+def making_sense_of(record: Record) -> Iterator[None]:
+    """Reading what a record holds. Raises ResumeError where it is not what its kind says: a checksum tells
+    of damage, not of who wrote it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
+        raise ResumeError(
+            f"record {record.number} of the journal makes no sense as {record.kind!r}: {problem!r:.120}.",
+            "No version of this program wrote it; start anew.",
+        ) from problem
 
 
 def _damaged(name: str, index: int, what: str) -> ResumeError:
@@ -153,13 +173,14 @@ class Journal:
                 if path.exists():
                     raise FileExistsError(path)
                 draft = path.with_name(path.name + ".tmp")
+                draft.unlink(missing_ok=True)  # what was left behind might be a link
                 with draft.open("wb") as file:
                     file.write(line)
                     file.flush()
                     os.fsync(file.fileno())
                 draft.replace(path)
                 _sync_folder(path.parent)
-                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+                descriptor = os.open(path, _APPEND)
         except BaseException:
             lock.release()
             raise
@@ -176,7 +197,7 @@ class Journal:
         try:
             with _told("open", path):
                 contents = _checked(path)
-                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+                descriptor = os.open(path, _APPEND)
                 if contents.torn_bytes:
                     os.ftruncate(descriptor, contents.good_bytes)
                     os.fsync(descriptor)
@@ -255,7 +276,7 @@ class _Lock:
             # Before it is opened: closing a second descriptor would give up the lock that this process holds.
             if path.exists() and _identity(path.stat()) in _locked_here:
                 raise _in_use(journal)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -286,6 +307,8 @@ def _in_use(journal: Path) -> ResumeError:
 
 
 def _checked(path: Path) -> Contents:
+    if path.stat().st_size > MOST_BYTES:
+        raise ResumeError(f"{str(path)!r} is larger than {MOST_BYTES >> 30} GB.", "It is no run's journal.")
     contents = parse(path.read_bytes(), repr(str(path)))
     if not contents.records or contents.records[0].kind != "header":
         raise ResumeError(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from hw_profiles.devices.emulated import EmulatedX86
 
+#: Elements of one input that are made up: zeros of a gigabyte.
+MOST_ELEMENTS = 1 << 28
 _NUMPY = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8,
@@ -142,6 +144,10 @@ def made_up(session: Any, batch: int = 1) -> dict[str, Any]:
     feed: dict[str, Any] = {}
     for i in session.get_inputs():
         sizes = [d if isinstance(d, int) and d > 0 else batch for d in i.shape]
+        if math.prod(sizes) > MOST_ELEMENTS:
+            raise InputError(
+                f"input {i.name[:80]!r} has {math.prod(sizes):.3g} elements; {MOST_ELEMENTS} are many."
+            )
         feed[i.name] = np.zeros(sizes, dtype=_NUMPY.get(i.type, np.float32))
     return feed
 

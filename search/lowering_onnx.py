@@ -6,11 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, VIEW_OPS, KernelBatch, KernelKind, make_batch
 from hw_profiles.target import Target
 from search.errors import InputError
 from search.kernels_found import FoundKernel, read_kernels
+from search.onnx_input import check_onnx
+
+if TYPE_CHECKING:
+    import onnx
 
 _BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -22,6 +27,7 @@ def predict_onnx(path: Path, target: Target, batch: int = 1) -> tuple[KernelBatc
     On a target whose runtime cannot be asked they stand in for its own, in its base precision where they
     are float. Raises InputError for a file that cannot be read or run.
     """
+    model = check_onnx(path)
     method = target.runtime.templates
     asked = method if method.startswith("host") else "host-without-nchwc"
     found = read_kernels(path, asked, batch=batch)
@@ -30,7 +36,7 @@ def predict_onnx(path: Path, target: Target, batch: int = 1) -> tuple[KernelBatc
     kinds = [_kind(k, target) for k in found]
     rows = [row_of(k) for k in found]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return make_batch(kinds, columns), float(_peak_bytes(found)), float(weight_bytes(path))
+    return make_batch(kinds, columns), float(_peak_bytes(found)), float(weight_bytes(model))
 
 
 def kind_of(k: FoundKernel) -> KernelKind:
@@ -49,16 +55,8 @@ def _kind(k: FoundKernel, target: Target) -> KernelKind:
     return replace(kind, precision=precision)
 
 
-def weight_bytes(path: Path) -> int:
-    """Bytes of all stored tensors of a file, those beside it included. Raises InputError."""
-    import onnx
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as problem:
-        raise InputError(
-            f"{str(path)!r} is not an ONNX file: {str(problem).splitlines()[0][:120]}"
-        ) from problem
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all stored tensors of a network, those beside its file included."""
     total = 0
     for tensor in model.graph.initializer:
         size = _ELEMENT_BITS.get(tensor.data_type, 32)

@@ -12,10 +12,10 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compressors.policy import ResolvedPolicy
 from compressors.version import COMPRESSOR_VERSION
@@ -23,15 +23,15 @@ from compressors.version import COMPRESSOR_VERSION
 from .errors import TailorbirdError
 from .evaluate import Evaluator, Finished, Job
 from .evidence import EVIDENCE_VERSION, Evidence, Score, judge
+from .pool_address import OFF, open_store
 
 if TYPE_CHECKING:
     from .score import Scorer
 
-#: What `--pool` says where nothing is to be kept, and the variable that names another default place.
-OFF = "off"
-VARIABLE = "TAILORBIRD_POOL"
 #: Packages whose arithmetic an accuracy's last bits depend on.
 ARITHMETIC = ("torch", "numpy", "scipy", "tensorly")
+#: Characters of one field of a context, at most.
+LONGEST = 4000
 
 
 class StoreError(TailorbirdError):
@@ -66,6 +66,17 @@ class Context:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
 
     @classmethod
+    def from_dict(cls, doc: Any) -> Context:
+        """Read the document of `to_json`. Raises ValueError for anything else."""
+        names = {f.name for f in fields(cls)}
+        if not isinstance(doc, Mapping) or set(doc) != names:
+            raise ValueError(f"not a context: it must hold {', '.join(sorted(names))}")
+        wrong = next((n for n, v in doc.items() if not isinstance(v, str) or len(v) > LONGEST), None)
+        if wrong is not None:
+            raise ValueError(f"not a context: {wrong} is no text of at most {LONGEST} characters")
+        return cls(**doc)
+
+    @classmethod
     def of(cls, scorer: Scorer) -> Context:
         """The context of what a scorer scores."""
         from compressors.prefix import content
@@ -98,12 +109,23 @@ def arithmetic(runtime: bool) -> str:
     return "; ".join([*versions, f"onnxruntime {runtime_key()}" if runtime else "simulated", machine])
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One row of a store: what is known of a policy in a context."""
+
+    context: Context
+    policy: ResolvedPolicy
+    evidence: Evidence
+
+
 class Store(ABC):
     """Evidence by context and policy. `search.pool_testing.check_store` is its conformance suite.
 
     Several processes may use one store at once. What is damaged counts as not there.
     """
 
+    #: What a person calls it; never with a password.
+    place: str
     #: What a person should hear of: what was recovered when the store was opened or used.
     notes: list[str]
 
@@ -117,6 +139,23 @@ class Store(ABC):
 
         Raises StoreError; what was known before is then still known.
         """
+
+    def put_all(self, entries: Iterable[Entry]) -> None:
+        """As `put`, for many. Where it fails some may be there, each of them whole."""
+        for e in entries:
+            self.put(e.context, e.policy, e.evidence)
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """All that is sound, by the digests of context and policy, without keeping it. Raises StoreError."""
+
+    @abstractmethod
+    def counts(self) -> list[tuple[Context, int]]:
+        """Every context and how many policies are known in it, by the context's digest. Raises StoreError."""
+
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """What it takes on its disk. Raises StoreError."""
 
     @abstractmethod
     def close(self) -> None:
@@ -251,16 +290,14 @@ class PooledEvaluator(Evaluator):
 
 
 def open_pool(place: str | None, scorer: Scorer, tell: Callable[[str], None] = lambda text: None) -> Pool:
-    """The pool at ``place``: a file's path, "off" for none, None for the usual place.
+    """The pool at ``place``: as for `open_store`, "off" for none.
 
     A place that cannot be used is told of, and the pool is then an empty one that keeps nothing.
     """
-    from .pool_sqlite import SqliteStore, usual_place
-
     if place == OFF:
         return Pool(None, scorer, tell)
     try:
-        store = SqliteStore(usual_place() if place is None else place)
+        store = open_store(place)
     except StoreError as problem:
         tell(f"{problem.message} The search goes on without it.")
         return Pool(None, scorer, tell)
@@ -268,7 +305,9 @@ def open_pool(place: str | None, scorer: Scorer, tell: Callable[[str], None] = l
 
 
 __all__ = [
+    "OFF",
     "Context",
+    "Entry",
     "Pool",
     "PooledEvaluator",
     "Store",

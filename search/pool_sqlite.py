@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import itertools
 import os
 import sqlite3
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from compressors.policy import ResolvedPolicy
 
 from .evidence import Evidence
-from .pool import OFF, VARIABLE, Context, Store, StoreError
+from .pool import Context, Entry, Store, StoreError
+from .pool_rows import LARGEST, pack, unpacked_context, unpacked_evidence, unpacked_policy
 
 R = TypeVar("R")
 
@@ -24,8 +24,8 @@ R = TypeVar("R")
 SCHEMA_VERSION = 1
 #: Seconds to wait for another process that writes.
 PATIENCE = 20.0
-#: Bytes a stored document may have unpacked: what is larger is not ours.
-LARGEST = 4 << 20
+#: Rows that are written, or read, at a time: others get their turn in between.
+TOGETHER = 100
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS contexts (
@@ -34,14 +34,16 @@ CREATE TABLE IF NOT EXISTS evidence (
     context INTEGER NOT NULL, policy TEXT NOT NULL, document BLOB NOT NULL, evidence BLOB NOT NULL,
     PRIMARY KEY (context, policy));
 """
-
-
-def usual_place() -> str:
-    """Where the pool is: what TAILORBIRD_POOL names, else `tailorbird/pool.sqlite` under the user's data."""
-    import platformdirs
-
-    own = os.environ.get(VARIABLE)
-    return own if own else str(Path(platformdirs.user_data_dir("tailorbird")) / "pool.sqlite")
+_COUNTS = """
+SELECT digest, contexts.document, count(policy) FROM contexts LEFT JOIN evidence ON contexts.id = context
+GROUP BY contexts.id ORDER BY digest
+"""
+_PAGE = """
+SELECT digest, contexts.document, policy, evidence.document, evidence
+FROM contexts JOIN evidence ON contexts.id = context
+WHERE (digest, policy) > (?, ?) AND length(evidence.document) <= ? AND length(evidence) <= ?
+ORDER BY digest, policy LIMIT ?
+"""
 
 
 class SqliteStore(Store):
@@ -53,6 +55,7 @@ class SqliteStore(Store):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.place = str(path)
         self.notes: list[str] = []
         self._contexts: dict[str, int] = {}
         self._connection: sqlite3.Connection | None = None
@@ -73,44 +76,46 @@ class SqliteStore(Store):
                 "WHERE contexts.digest = ? AND policy = ?",
                 (context.digest, policy.digest),
             ).fetchone()
-            return None if row is None else _evidence(row[0])
+            return None if row is None else unpacked_evidence(row[0])
 
         return self._safely("read", read)
 
     def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
-        document = zlib.compress(json.dumps(policy.to_dict(), separators=(",", ":")).encode())
+        self.put_all([Entry(context, policy, evidence)])
 
-        def write(connection: sqlite3.Connection) -> None:
-            with _transaction(connection):
-                number = self._context(connection, context)
-                held = connection.execute(
-                    "SELECT evidence FROM evidence WHERE context = ? AND policy = ?", (number, policy.digest)
-                ).fetchone()
-                before = None if held is None else _evidence(held[0])
-                after = evidence if before is None else before.merged(evidence)
-                if after != before:
-                    text = json.dumps(after.to_dict(), separators=(",", ":"))
-                    connection.execute(
-                        "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?, ?)",
-                        (number, policy.digest, document, zlib.compress(text.encode())),
-                    )
+    def put_all(self, entries: Iterable[Entry]) -> None:
+        waiting = iter(entries)
+        while some := list(itertools.islice(waiting, TOGETHER)):
+            self._safely("write", lambda connection, some=some: _merge(connection, some))  # type: ignore[misc]
 
-        self._safely("write", write)
+    def entries(self) -> Iterator[Entry]:
+        after = ("", "")
+        while True:
+            rows = self._safely("read", lambda connection, after=after: _page(connection, after))  # type: ignore[misc]
+            for digest, text, name, policy, evidence in rows:
+                context, known = unpacked_context(text, digest), unpacked_evidence(evidence)
+                resolved = unpacked_policy(policy, name)
+                if context is not None and resolved is not None and known is not None:
+                    yield Entry(context, resolved, known)
+            if len(rows) < TOGETHER:
+                return
+            after = (rows[-1][0], rows[-1][2])
+
+    def counts(self) -> list[tuple[Context, int]]:
+        rows = self._safely("read", lambda connection: connection.execute(_COUNTS).fetchall())
+        found = [(unpacked_context(text, digest), int(count)) for digest, text, count in rows]
+        return [(context, count) for context, count in found if context is not None]
+
+    def size_bytes(self) -> int:
+        with self._told("read"):
+            beside = (self.path.with_name(self.path.name + ending) for ending in ("-wal", "-shm"))
+            return self.path.stat().st_size + sum(p.stat().st_size for p in beside if p.exists())
 
     def close(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
-
-    def _context(self, connection: sqlite3.Connection, context: Context) -> int:
-        row = connection.execute("SELECT id FROM contexts WHERE digest = ?", (context.digest,)).fetchone()
-        if row is None:
-            added = connection.execute(
-                "INSERT INTO contexts (digest, document) VALUES (?, ?)", (context.digest, context.to_json())
-            )
-            return int(added.lastrowid or 0)
-        return int(row[0])
 
     # -- when something is wrong
 
@@ -157,6 +162,37 @@ class SqliteStore(Store):
             f"{str(self.path)!r} was damaged: {rows} evaluations could be read and were taken over, "
             f"the damaged file is {aside.name!r} now"
         )
+
+
+def _merge(connection: sqlite3.Connection, entries: Iterable[Entry]) -> None:
+    """Add to what is known, in one transaction."""
+    with _transaction(connection):
+        for e in entries:
+            number = _context(connection, e.context)
+            held = connection.execute(
+                "SELECT evidence FROM evidence WHERE context = ? AND policy = ?", (number, e.policy.digest)
+            ).fetchone()
+            before = None if held is None else unpacked_evidence(held[0])
+            after = e.evidence if before is None else before.merged(e.evidence)
+            if after != before:
+                connection.execute(
+                    "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?, ?)",
+                    (number, e.policy.digest, pack(e.policy.to_dict()), pack(after.to_dict())),
+                )
+
+
+def _context(connection: sqlite3.Connection, context: Context) -> int:
+    row = connection.execute("SELECT id FROM contexts WHERE digest = ?", (context.digest,)).fetchone()
+    if row is None:
+        added = connection.execute(
+            "INSERT INTO contexts (digest, document) VALUES (?, ?)", (context.digest, context.to_json())
+        )
+        return int(added.lastrowid or 0)
+    return int(row[0])
+
+
+def _page(connection: sqlite3.Connection, after: tuple[str, str]) -> list[tuple[str, str, str, bytes, bytes]]:
+    return connection.execute(_PAGE, (*after, LARGEST, LARGEST, TOGETHER)).fetchall()
 
 
 def _opened(path: Path, whole: bool = False) -> sqlite3.Connection:
@@ -215,7 +251,7 @@ def _salvaged(damaged: Path, into: sqlite3.Connection) -> int:
             for row in _readable(old, "SELECT id, digest, document FROM contexts"):
                 into.execute("INSERT OR IGNORE INTO contexts VALUES (?, ?, ?)", row)
             for row in _readable(old, "SELECT context, policy, document, evidence FROM evidence"):
-                if _evidence(row[3]) is not None:
+                if unpacked_evidence(row[3]) is not None:
                     into.execute("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?)", row)
                     rows += 1
     finally:
@@ -229,16 +265,4 @@ def _readable(connection: sqlite3.Connection, query: str) -> Iterator[tuple[obje
         yield from connection.execute(query)
 
 
-def _evidence(blob: object) -> Evidence | None:
-    """A stored document; None where it is damaged or of another version."""
-    if not isinstance(blob, bytes):
-        return None
-    try:
-        unpacking = zlib.decompressobj()
-        text = unpacking.decompress(blob, LARGEST)
-        return Evidence.from_dict(json.loads(text)) if unpacking.eof else None
-    except (zlib.error, ValueError):
-        return None
-
-
-__all__ = ["OFF", "SqliteStore", "usual_place"]
+__all__ = ["SqliteStore"]

@@ -16,7 +16,7 @@ from compressors.policy import ResolvedPolicy
 from .errors import TailorbirdError
 from .evidence import Evidence
 from .look import SAMPLES, Seen
-from .pool import Context, Store
+from .pool import Context, Entry, Store
 
 Open = Callable[[], Store]
 
@@ -26,6 +26,8 @@ OTHER = replace(POLICY, kept={"a": 4})
 LOOKED = Evidence(0.25, Seen((1.0, 0.0) * (SAMPLES // 2), (0.125,) * SAMPLES, 0.5))
 HALF = Evidence(0.25, None, 1.5, (1.0, 0.0, 1.0) * 21 + (0.0,), (0.75,))
 WHOLE = replace(HALF, scores=(*HALF.scores, *(1.0,) * 36), batch_seconds=(0.75, 0.375))
+#: Rows that are put at once: more than a store may handle together.
+MANY = 1234
 FRACTIONS = Evidence(0.1, None, 0.2, (0.1, 1 / 3, 2e-17, 0.0), (0.3,))
 
 
@@ -35,7 +37,7 @@ class StoreConformanceError(TailorbirdError):
 
 def check_store(open_store: Open) -> None:
     """Run every check on one empty store, which each call of ``open_store`` opens once more."""
-    for check in (_keeps, _apart, _adds, _shares, _closes):
+    for check in (_keeps, _apart, _adds, _shares, _lists, _closes):
         check(open_store)
 
 
@@ -94,6 +96,25 @@ def _shares(open_store: Open) -> None:
     one.close()
     _need(two.get(CONTEXT, second) == WHOLE, "one who leaves takes it away from the others")
     two.close()
+
+
+def _lists(open_store: Open) -> None:
+    """All that is there is listed once, in the order of the digests; many are put as one by one."""
+    store = open_store()
+    elsewhere = replace(CONTEXT, recovery="listed")
+    policies = [replace(POLICY, kept={"a": 1000 + i}) for i in range(MANY)]
+    store.put(elsewhere, policies[0], LOOKED)
+    store.put_all(Entry(elsewhere, p, HALF) for p in policies)
+    listed = list(store.entries())
+    keys = [(e.context.digest, e.policy.digest) for e in listed]
+    _need(keys == sorted(set(keys)), "what is there is not listed once, in the order of its digests")
+    found = {e.policy: e.evidence for e in listed if e.context == elsewhere}
+    expected = dict.fromkeys(policies, HALF) | {policies[0]: replace(HALF, look=LOOKED.look)}
+    _need(found == expected, "what was put together is not listed as it was put")
+    _need(dict(store.counts()).get(elsewhere) == MANY, "what is known is not counted")
+    _need(sum(n for _, n in store.counts()) == len(listed), "counts and list differ")
+    _need(store.size_bytes() > 0, "it takes no room")
+    store.close()
 
 
 def _closes(open_store: Open) -> None:

@@ -9,15 +9,17 @@ unit, larger is worse).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic cannot check typing's before Python 3.12
 
 from search.errors import InputError
+from search.safe_json import read_json
 
 SCHEMA_VERSION = 1
+#: Bytes of a file that is read: a run of a hundred thousand evaluations has a tenth.
+RESULTS_BYTES = 256 << 20
 
 Source = Literal["predicted", "measured", "exact"]
 
@@ -360,14 +362,7 @@ def check_results(document: Any, name: str = "the results") -> Results:
 
 def read_results(path: Path) -> Results:
     """Reads and checks `results.json`. Raises InputError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"cannot read {str(path)!r}: {error.strerror}.", "A run writes it when it ends; resume it first."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is not JSON: {error}.") from error
+    document = read_json(path, RESULTS_BYTES, "A run writes it when it ends; resume it first.")
     return check_results(document, repr(str(path)))
 
 

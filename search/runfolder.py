@@ -36,6 +36,9 @@ FIGURES = "figures"
 #: What a run that was killed before its first record may leave; a folder with nothing else is empty.
 _LEFT_BEHIND = frozenset({f".{JOURNAL}.lock", f"{JOURNAL}.tmp"})
 
+#: Characters of a folder's name, at most, as the usual file systems have it.
+_LONGEST_NAME = 255
+
 #: A folder that holds one of these beside a policy is an export.
 _MODELS = frozenset({MODEL, "model.ncnn.param"})
 
@@ -133,6 +136,7 @@ class RunFolder:
             path = _latest(root)
         for candidate in (path, root / path):
             if is_run(candidate):
+                check_links(candidate)
                 return cls(candidate)
         known = [p.name for p in sorted(root.glob("*")) if is_run(p)] if root.is_dir() else []
         if path.is_dir():
@@ -148,6 +152,16 @@ class RunFolder:
 def is_run(path: Path) -> bool:
     """Whether a search wrote this folder."""
     return (path / JOURNAL).is_file() or (path / RESULTS).is_file()
+
+
+def check_links(path: Path) -> None:
+    """Raises ResumeError where something in a run's folder is a link: it could lead anywhere, and a search
+    makes none."""
+    found = next((p for p in sorted(path.iterdir()) if p.is_symlink()), None)
+    if found is not None:
+        raise ResumeError(
+            f"{found.name!r} in the run {str(path)!r} is a link.", "Put the file itself there, or remove it."
+        )
 
 
 def claim(path: Path, again: bool = False) -> Path:
@@ -210,6 +224,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with told_clearly("write", path):
+            draft.unlink(missing_ok=True)  # a link of that name would lead elsewhere
             yield draft
             descriptor = os.open(draft, os.O_RDONLY)
             try:
@@ -263,9 +278,12 @@ def _point_to(root: Path, name: str) -> None:
 
 def _latest(root: Path) -> Path:
     pointer = root / LATEST
+    if pointer.is_symlink():
+        return root / pointer.readlink().name
     if pointer.is_file():
-        return root / pointer.read_text(encoding="utf-8").strip()
-    return pointer.parent / pointer.readlink() if pointer.is_symlink() else pointer
+        with pointer.open(encoding="utf-8", errors="replace") as file:
+            return root / Path(file.read(_LONGEST_NAME).strip()).name  # a name, never a way out of the folder
+    return pointer
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:

@@ -18,7 +18,9 @@ import numpy as np
 
 from compressors.space import PolicySpace
 
+from .errors import InputError
 from .runfolder import atomic_write
+from .safe_json import read_json
 from .task import Task, fingerprint
 
 if TYPE_CHECKING:
@@ -117,8 +119,8 @@ def class_axes(task: Task, space: PolicySpace) -> Sequence[int | None] | None:
 def read_losses(path: Path, space: PolicySpace) -> Losses | None:
     """Losses as kept; None where there is no such file, or one that is spoilt or of another space."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(path)
+    except InputError:
         return None
     return as_losses(document, space)
 

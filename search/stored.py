@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -16,8 +17,11 @@ from compressors.resolve import Numerics
 from compressors.skeleton import concrete, placed, unknowns
 
 from .errors import InputError
+from .safe_json import parse_json
 
 SCHEMA_VERSION = 1
+#: Numbers of a weight's code (axis, bits, high) and of an activation's (scale, zero point, bits, low, high).
+_CODE, _RANGE = 3, 5
 
 
 def to_bytes(compressed: Compressed) -> bytes:
@@ -38,15 +42,9 @@ def to_bytes(compressed: Compressed) -> bytes:
 
 def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
     """Read what `to_bytes` wrote, for the network it was made from. Raises InputError, PolicyError."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            document = json.loads((file.metadata() or {}).get("tailorbird", "null"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as problem:
-        raise InputError(f"cannot read weights from {str(path)!r}: {problem}") from problem
-    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{str(path)!r} does not hold a compressed network of this version.")
-    policy = ResolvedPolicy.from_dict(document["policy"])
+    document, tensors = read_parts(path)
+    policy = ResolvedPolicy.from_dict(document.get("policy"))
+    codes_of, ranges_of = _codes(document, path)
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
     graph, _ = placed(graph, network.structure, skeleton, policy, numerics)
@@ -56,9 +54,44 @@ def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
         raise InputError(
             f"{str(path)!r} does not fit this network: {missing[0]!r} is missing or of another shape."
         )
-    codes = {k: WeightCode(tensors[f"scale/{k}"], *c) for k, c in document["codes"].items()}
+    unscaled = next((k for k in codes_of if f"scale/{k}" not in tensors), None)
+    if unscaled is not None:
+        raise InputError(f"{str(path)!r} has no scales for {unscaled!r}.")
+    codes = {k: WeightCode(tensors[f"scale/{k}"], *c) for k, c in codes_of.items()}
     biases = {k.removeprefix("bias_scale/"): v for k, v in tensors.items() if k.startswith("bias_scale/")}
-    activations = {k: ActivationCode(*c) for k, c in document["activations"].items()}
+    activations = {k: ActivationCode(*c) for k, c in ranges_of.items()}
     return Compressed(
         policy, numerics, graph, weights, activations, codes, biases, skeleton.layer_of, skeleton.unfoldable
+    )
+
+
+def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(document, tensors) of a file. Raises InputError."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            document = parse_json((file.metadata() or {}).get("tailorbird", "null"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as problem:
+        raise InputError(f"cannot read weights from {str(path)!r}: {problem}") from problem
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{str(path)!r} does not hold a compressed network of this version.")
+    return document, tensors
+
+
+def _codes(document: dict[str, Any], path: Path) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """(codes of weights, of activations) of a document: lists of numbers by name. Raises InputError."""
+    found: list[dict[str, list[Any]]] = []
+    for key, count in (("codes", _CODE), ("activations", _RANGE)):
+        table = document.get(key)
+        if not isinstance(table, dict) or not all(_is_row(row, count) for row in table.values()):
+            raise InputError(f"{str(path)!r}: its {key} are not {count} numbers each.")
+        found.append(table)
+    return found[0], found[1]
+
+
+def _is_row(row: Any, count: int) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == count
+        and all(x is None or (isinstance(x, int | float) and not isinstance(x, bool)) for x in row)
     )

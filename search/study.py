@@ -13,7 +13,7 @@ from agents.pareto import best, front
 
 from .console import Progress
 from .evaluate import Evaluator, Finished, Job
-from .journal import Journal, Record
+from .journal import Journal, Record, making_sense_of
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ class Study:
         """Take up where a journal ends; returns how many outcomes it held."""
         waiting: dict[int, Suggestion] = {}
         for r in records:
-            if r.kind == "suggested":
-                s = Suggestion.from_dict(r.data["suggestion"])
-                waiting[s.number] = s
-            elif r.kind == "evaluated":
-                s = waiting.pop(int(r.data["number"]))
-                self.entries.append(Entry(s, Outcome.from_dict(r.data["outcome"])))
+            with making_sense_of(r):
+                if r.kind == "suggested":
+                    s = Suggestion.from_dict(r.data["suggestion"])
+                    waiting[s.number] = s
+                elif r.kind == "evaluated":
+                    s = waiting.pop(int(r.data["number"]))
+                    self.entries.append(Entry(s, Outcome.from_dict(r.data["outcome"])))
         history: list[tuple[Suggestion, Outcome | None]] = [(e.suggestion, e.outcome) for e in self.entries]
         self.agent.replay([*history, *((s, None) for s in waiting.values())])
         return len(self.entries)

@@ -15,7 +15,7 @@ from hw_profiles.predictor import Predictor
 
 from .errors import DeviceError
 from .export_onnx import export_model
-from .journal import Journal
+from .journal import Journal, making_sense_of
 from .setup import Setup
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ class Stopwatch:
         """Take up measurements a journal holds, so that a resumed run sees the same prices."""
         for r in self.journal.records if self.journal is not None else ():
             if r.kind == "event" and r.data.get("kind") == "measured":
-                for row in r.data["networks"]:
-                    policy = ResolvedPolicy.from_dict(row["policy"])
-                    self.seen[policy.digest] = (policy, float(row["latency_ms"]))
+                with making_sense_of(r):
+                    for row in r.data["networks"]:
+                        policy = ResolvedPolicy.from_dict(row["policy"])
+                        self.seen[policy.digest] = (policy, float(row["latency_ms"]))
         self._correct()
 
     def time(self, policies: Sequence[ResolvedPolicy]) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 from agents.contract import Outcome, Suggestion
 
 from .errors import ResumeError
-from .journal import Journal
+from .journal import Journal, making_sense_of
 from .runfolder import RunFolder
 from .setup import Setup
 from .study import Study, repriced
@@ -51,23 +51,25 @@ def earlier(setup: Setup) -> list[tuple[Suggestion, Outcome]]:
     waiting: dict[int, Suggestion] = {}
     found: list[tuple[Suggestion, Outcome]] = []
     for r in records:
-        if r.kind == "suggested":
-            s = Suggestion.from_dict(r.data["suggestion"])
-            waiting[s.number] = s
-        elif r.kind == "evaluated":
-            s = waiting[int(r.data["number"])]
-            if len(s.point) == setup.space.dimension:
-                known = Suggestion(FIRST - len(found), s.point, s.policy, f"from {old.id}")
-                found.append((known, Outcome.from_dict(r.data["outcome"])))
+        with making_sense_of(r):
+            if r.kind == "suggested":
+                s = Suggestion.from_dict(r.data["suggestion"])
+                waiting[s.number] = s
+            elif r.kind == "evaluated":
+                s = waiting[int(r.data["number"])]
+                if len(s.point) == setup.space.dimension:
+                    known = Suggestion(FIRST - len(found), s.point, s.policy, f"from {old.id}")
+                    found.append((known, Outcome.from_dict(r.data["outcome"])))
     return found
 
 
 def take_over(study: Study, journal: Journal, found: list[tuple[Suggestion, Outcome]]) -> None:
     """Tell the study of earlier outcomes, repriced for it; journalled: a resumed run knows the same."""
-    journalled = next((r.data for r in journal.records if r.data.get("kind") == "known"), None)
+    journalled = next((r for r in journal.records if r.data.get("kind") == "known"), None)
     if journalled is not None:
-        rows = journalled["outcomes"]
-        found = [(Suggestion.from_dict(r["suggestion"]), Outcome.from_dict(r["outcome"])) for r in rows]
+        with making_sense_of(journalled):
+            rows = journalled.data["outcomes"]
+            found = [(Suggestion.from_dict(r["suggestion"]), Outcome.from_dict(r["outcome"])) for r in rows]
     elif found:
         rows = [{"suggestion": s.to_dict(), "outcome": o.to_dict()} for s, o in found]
         journal.append("event", {"kind": "known", "outcomes": rows})

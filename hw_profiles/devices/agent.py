@@ -57,6 +57,8 @@ _SPIN_SECONDS = 0.03
 _BUSY_SECONDS = 10.0
 #: What the profiler writes for a network of 1,000 kernels, and as much again.
 _SCRATCH_BYTES = 16 << 20
+#: Of the machine's memory, what a worker may take.
+_MEMORY_SHARE = 0.9
 #: What was being done when the line was cut may take so long to end.
 _GRACE_SECONDS = 5.0
 #: Number types that arrays may have: name of numpy -> onnxruntime.
@@ -137,9 +139,10 @@ def pack_array(array: np.ndarray[Any, Any], blobs: list[bytes]) -> dict[str, Any
 def unpack_array(spec: Any, blobs: Sequence[bytes]) -> np.ndarray[Any, Any]:
     """The array of a head's entry; its bytes are exactly those that its shape and type ask for."""
     try:
-        dtype, shape, blob = np.dtype(str(spec["dtype"])), [int(n) for n in spec["shape"]], spec["blob"]
-        if dtype.name not in DTYPES or len(shape) > 8 or min(shape, default=1) < 0:
-            raise FrameError(f"no array has type {dtype} and shape {shape}")
+        name, shape, blob = str(spec["dtype"]), [int(n) for n in spec["shape"]], spec["blob"]
+        if name not in DTYPES or len(shape) > 8 or min(shape, default=1) < 0:
+            raise FrameError(f"no array has type {name[:40]} and shape {shape[:9]}")
+        dtype = np.dtype(name)  # of a name that is known: numpy makes sense of many another text, or fails
         flat = np.frombuffer(blobs[blob], dtype.newbyteorder("<"))
         return flat.reshape(shape).astype(dtype)
     except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
@@ -814,7 +817,25 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(__doc__)
 
 
+def _confine() -> None:
+    """Limit this process: a network that asks for more than there is fails alone."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 2 * FRAME_LIMIT, "RLIMIT_DATA": int(_MEMORY_SHARE * memory)}
+    for name, most in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            hard = resource.getrlimit(kind)[1]
+            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(kind, (least, least))
+
+
 def _work_main() -> None:
+    _confine()
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is not a reply
     frame = read_frame(sys.stdin.buffer)

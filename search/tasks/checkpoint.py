@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle  # for the name of its exception only
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
+    _check_packing(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -61,9 +62,22 @@ def _read(path: Path) -> Any:
             f"{path.name} is no torch file of plain tensors. Save one with "
             "torch.save(network.state_dict(), FILE), or use safetensors"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a parser of whatever somebody's file holds raises whatever it likes
         text = (str(error).splitlines() or [""])[0][:200]
         raise InputError(f"checkpoint {path.name} cannot be read: {text}") from error
+
+
+def _check_packing(path: Path) -> None:
+    """Refuse a torch file with packed members, which torch never writes: a bomb. Raises InputError."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # zipfile's own, and what it does not foresee
+        raise InputError(f"checkpoint {path.name} cannot be read: {error}") from error
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise InputError(f"checkpoint {path.name} is a packed zip file; torch.save packs nothing")
 
 
 def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,11 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,15 @@ SPELLINGS = {
     "x_valid": "x_validation",
     "y_valid": "y_validation",
 }
+#: Bytes of all arrays of a file, unpacked; what a zip file says of a member is what is read of it at most.
+LARGEST_BYTES = 4 << 30
+#: What numpy and zipfile raise for a file that is damaged, or made to be. SyntaxError: of an array's header;
+#: MemoryError: of a shape that no file could fill; NotImplementedError, RuntimeError: of odd kinds of zip.
+NPZ_ERRORS = (
+    ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    tokenize.TokenError, MemoryError, SyntaxError, TypeError, KeyError, OverflowError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
 # Of every twenty samples, dealt out class by class, three go to validation and three to test.
 VALIDATION_TURNS, TEST_TURNS = (1, 8, 15), (3, 10, 17)
 
@@ -84,19 +97,32 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
                 raise InputError(
                     f"{path.name} holds a single array; save several with np.savez(FILE, x=..., y=...)"
                 )
+            members = [] if archive.zip is None else archive.zip.infolist()
+            size = sum(int(member.file_size) for member in members)
+            if size > LARGEST_BYTES:
+                raise InputError(
+                    f"{path.name} unpacks to {size / 1e9:.1f} GB, more than {LARGEST_BYTES >> 30} GiB; "
+                    "write a --task function that takes fewer samples"
+                )
             arrays = {SPELLINGS.get(key.lower(), key.lower()): archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except NPZ_ERRORS as error:
         if "allow_pickle" in str(error):
             raise InputError(
                 f"{path.name} has arrays of Python objects (or is no .npz file), which are not loaded; "
                 "save arrays of numbers with np.savez"
             ) from error
-        raise InputError(f"{path.name} is no .npz file that can be read: {error}") from error
+        raise InputError(f"{path.name} is no .npz file that can be read: {_first_line(error)}") from error
     for key in arrays:
         if key not in KEYS:
             near = did_you_mean(key, KEYS) or f"Known are {', '.join(KEYS)}."
             raise InputError(f"{path.name} has an array {key!r}. {near}")
     return arrays
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _inputs(key: str, array: NDArray[np.generic], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import sqlite3
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from search.errors import TailorbirdError
 from search.evaluate import InlineEvaluator, Job, ProcessEvaluator
 from search.evaluate_testing import check_evaluator, collected
 from search.evidence import Evidence
-from search.pool import OFF, Context, Pool, PooledEvaluator, Store, StoreError, open_pool
-from search.pool_sqlite import SqliteStore, usual_place
+from search.pool import OFF, Context, Entry, Pool, PooledEvaluator, Store, StoreError, open_pool
+from search.pool_address import usual_place
+from search.pool_sqlite import SqliteStore
 from search.pool_testing import CONTEXT, HALF, LOOKED, POLICY, WHOLE, StoreConformanceError, check_store
 from search.score import Score, Scorer
 from search.task import load_task
@@ -63,6 +66,15 @@ def test_the_suite_notices_a_store_that_forgets() -> None:
 
         def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
             self.held[context.digest, policy.digest] = evidence
+
+        def entries(self) -> Iterator[Entry]:
+            return iter(())
+
+        def counts(self) -> list[tuple[Context, int]]:
+            return []
+
+        def size_bytes(self) -> int:
+            return 0
 
         def close(self) -> None: ...
 
@@ -200,6 +212,18 @@ def test_a_place_that_cannot_be_written_is_told_of(tmp_path: Path, scorer: Score
     assert pool.known(policy) is None
     assert replace(pool.score(policy), seconds=0.0) == replace(scorer.score(policy), seconds=0.0)
     assert pool.summary == ""
+
+
+def test_a_missing_extra_is_named_and_the_search_goes_on(
+    scorer: Scorer, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    pool = open_pool("postgresql://me:s3cret@host/db", scorer, told.append)
+    assert pool.known(policies_of(scorer)[1]) is None
+    assert told == [
+        "a pool on a PostgreSQL server needs psycopg: pip install 'tailorbird[postgres]'. "
+        "The search goes on without it."
+    ]
 
 
 def test_a_pool_that_is_off_keeps_nothing(

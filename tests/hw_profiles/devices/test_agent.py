@@ -87,6 +87,7 @@ def test_what_is_no_frame_is_refused_before_it_is_read(sent: bytes, told: str) -
         {"dtype": "float32", "shape": [-1], "blob": 0},
         {"dtype": "float32", "shape": [3], "blob": 0},
         {"dtype": "float32", "shape": [2], "blob": 7},
+        {"dtype": ",loat32", "shape": [2], "blob": 0},
         {"dtype": "U4", "shape": [1], "blob": 0},
         {"dtype": "float32,float32", "shape": [1], "blob": 0},
         {"shape": [2], "blob": 0},
@@ -301,3 +302,19 @@ def test_facts_and_condition_of_boards(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert agent.condition(since=0)["throttled"] is True
     monkeypatch.setenv("BITS", "0x50005")
     assert agent.condition()["throttled"] is True
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")
+def test_a_worker_is_confined() -> None:
+    """It may take most of the memory and not all, and leaves neither cores nor large files."""
+    jobs = Jobs()
+    work = {"key": "k", "threads": 1, "runs": 50, "rounds": 2, "model": 0}
+    limits: dict[str, str] = {}
+    for head, _ in jobs.answer({"do": "measure", "works": [work]}, [probe("lenet", 0)]):
+        if "at" in head and jobs._worker is not None:
+            text = Path(f"/proc/{jobs._worker.pid}/limits").read_text(encoding="utf-8")
+            limits = {line[:25].strip(): line[26:46].strip() for line in text.splitlines()[1:]}
+    assert limits["Max core file size"] == "0"
+    assert int(limits["Max file size"]) == 2 * agent.FRAME_LIMIT
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0.5 * memory < int(limits["Max data size"]) < memory
