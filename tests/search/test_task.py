@@ -136,7 +136,10 @@ def test_metrics_score_samples() -> None:
     assert METRICS["teacher_agreement"].score((logits,), logits * 2).tolist() == [1.0, 1.0]
     assert METRICS["cosine"].score((logits,), -logits).tolist() == pytest.approx([-1.0, -1.0])
     assert metric_by_name("Top-1") is METRICS["top1"]
-    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["mse"]
+    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == [
+        "mse",
+        "teacher_kl",
+    ]
     segmentation = torch.zeros(2, 3, 4, 4)
     segmentation[:, 1] = 1
     labels = torch.ones(2, 4, 4, dtype=torch.long)

