@@ -74,7 +74,7 @@ def resolve(structure: Structure, abilities: Abilities, policy: Policy) -> Resol
     for layer in alive:
         wanted = policy.rank.get(layer.name)
         if wanted is not None:
-            factor = _resolve_rank(structure, layer, full, wanted)
+            factor = resolve_rank(structure, layer, full, wanted)
             if factor is not None:
                 factors[layer.name] = factor
     weight_bits, act_bits = _resolve_bits(structure, abilities, policy, removed)
@@ -137,9 +137,10 @@ def _sizes(structure: Structure, layer: Layer, full: Mapping[str, int]) -> tuple
     return tuple(d.at(full) for d in structure.sizes[layer.weight])
 
 
-def _resolve_rank(
+def resolve_rank(
     structure: Structure, layer: Layer, full: Mapping[str, int], wanted: tuple[str, float]
 ) -> Factor | None:
+    """What a layer is factorised to at (method, ratio) with its groups keeping ``full``; None: dense."""
     method, ratio = wanted
     scheme = FACTORISATIONS.find(method)
     if not scheme.takes(layer):
