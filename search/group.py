@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ResumeError, UsageError
 from .runfolder import (
+    CONFIG,
     JOURNAL,
     LATEST,
     RUNS,
@@ -35,6 +36,8 @@ SCHEMA_VERSION = 1
 FURTHER = 0.12
 #: Evaluations that every target has at least, where so many are asked for.
 LEAST = 4
+#: Targets that a group's name lists, at most.
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Group:
     @classmethod
     def create(cls, config: RunConfig) -> Group:
         """A new folder, as for a run. Raises InputError."""
-        name = "-".join(slug(t) for t in config.target)
+        slugs = [slug(t) for t in config.target]
+        name = "-".join(slugs) if len(slugs) <= NAMED else f"{len(slugs)}-targets"
         path = RunFolder.create(name, None if config.out is None else Path(config.out)).path
         found = cls(path, config)
         found.write(None)
@@ -70,12 +74,13 @@ class Group:
         return found
 
     def write(self, matrix: Matrix | None) -> None:
-        """Write `together.json`."""
+        """Write `together.json`, and the config as a person may use it again."""
         runs = {t: slug(t) for t in self.config.target}
         config = self.config.model_dump(mode="json", exclude={"out", "resume", "dry_run", "token"})
         document = {"schema_version": SCHEMA_VERSION, "runs": runs, "config": config}
         text = json.dumps(document if matrix is None else {**document, "matrix": matrix}, indent=1)
         atomic_write(self.path / TOGETHER, text + "\n")
+        atomic_write(self.path / CONFIG, self.config.to_yaml())
 
 
 #: What a resumed group may change of all its runs.

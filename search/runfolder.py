@@ -65,8 +65,9 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """The run's name: the folder's."""
-        return self.path.resolve().name
+        """The run's name: the folder's, behind the one of its group."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if (path.parent / TOGETHER).is_file() else path.name
 
     @property
     def journal(self) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from compressors.policy import ResolvedPolicy
 from search import together
 from search.cli import main
-from search.config import load_config, make_config
+from search.config import load_config, make_config, read_yaml
 from search.group import find_group, resumed_group, total_evaluations
 from search.journal import Journal
 from search.matrix_text import matrix_cells, matrix_lines
@@ -70,6 +70,7 @@ def origins(folder: Path, target: str) -> list[str]:
 
 
 def test_every_target_has_a_whole_run_of_its_own(standard: Path) -> None:
+    assert read_yaml(standard / CONFIG)["target"] == list(TARGETS)
     for target in TARGETS:
         for name in (CONFIG, JOURNAL, POLICY, REPORT, RESULTS):
             assert (standard / target / name).is_file()
@@ -230,7 +231,9 @@ def test_a_group_is_found_by_its_folder_and_by_each_of_its_runs(standard: Path) 
     assert find_group(standard) == standard
     assert find_group(standard / TARGETS[1]) == standard.resolve()
     assert find_group(standard.parent) is None
-    assert RunFolder.find(standard / TARGETS[1]).path == standard / TARGETS[1]
+    found = RunFolder.find(standard / TARGETS[1])
+    assert found.path == standard / TARGETS[1]
+    assert found.id == f"group/{TARGETS[1]}"
 
 
 @pytest.mark.parametrize(
