@@ -180,6 +180,11 @@ class Studies:
         entries = self.searches[at].study.entries
         return sum(not e.suggestion.origin.startswith(FREE) for e in entries)
 
+    def taken(self, at: int) -> int:
+        """Evaluations of a study that were of others' policies: who has fewer of them needs more turns."""
+        entries = self.searches[at].study.entries
+        return sum(e.suggestion.origin.startswith(TAKEN) for e in entries)
+
     def reused(self, search: Search) -> int:
         """Evaluations of a study that cost nothing, because another target had paid for them."""
         return sum(e.suggestion.origin.startswith(FREE) for e in search.study.entries)
@@ -206,7 +211,7 @@ class Studies:
             resting: set[int] = set()
             while not over() and len(resting) < len(self.searches) and self.all_paid < until:
                 left = (k for k in range(len(self.searches)) if k not in resting)
-                at = min(left, key=lambda k: (self.paid(k), k))
+                at = min(left, key=lambda k: (self.paid(k) + self.taken(k), k))
                 if not self._turn(at, until - self.all_paid, show, stop):
                     resting.add(at)
 
