@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.repair import smallest_reachable
-from compressors.factors import FACTORISATIONS
-from compressors.policy import FLOAT, Policy, ResolvedPolicy
-from compressors.resolve import weight_shape
+from compressors.policy import FLOAT, ResolvedPolicy
+from compressors.translate import proposal_of
 from search import engine
 from search.config import make_config
 from search.setup import Setup, load_setup
@@ -55,23 +54,9 @@ class Column:
         return self.scores[policy.digest]
 
 
-def proposal(setup: Setup, resolved: ResolvedPolicy) -> Policy:
-    """A resolved policy as ratios, to be resolved for another target."""
-    structure = setup.space.structure
-    rank = {}
-    for name, factor in resolved.factors.items():
-        shape = weight_shape(structure, structure.layer[name], resolved.kept)
-        rank[name] = (factor.method, factor.rank[0] / FACTORISATIONS[factor.method].full_rank(shape)[0])
-    return Policy(
-        {g.name: resolved.kept.get(g.name, g.size) / g.size for g in structure.groups},
-        rank, dict(resolved.weight_bits), dict(resolved.act_bits), frozenset(resolved.removed),
-        resolved.criterion, resolved.ranges, resolved.scales,
-    )  # fmt: skip
-
-
 def moved(source: Column, target: Column, policy: ResolvedPolicy) -> ResolvedPolicy:
     """The policy as the other target can execute it."""
-    return target.setup.space.resolve(proposal(source.setup, policy))
+    return target.setup.space.resolve(proposal_of(source.setup.space.structure, policy))
 
 
 def searched(name: str, task: str, evaluations: int, pool: int, seed: int, folder: Path) -> Column:

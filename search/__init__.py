@@ -94,14 +94,15 @@ def run(
         options: fields of RunConfig, spelled like the flags: `max_latency="0.5x"`, `evaluations=100`,
             `recover="30s"`, `out="folder"`, `resume="folder"`, `seed=1` and so on.
     Returns:
-        The result; for a tuple of targets, one each in a tuple.
+        The result; for a tuple of targets (or where they are resumed), one each in a tuple.
     Raises:
         Errors of this and the other packages; each has the `exit_code` of the command line.
     """
     from .api import run as run_all
 
     found = run_all(task, target, progress, stop, options)
-    return found[0] if target is None or isinstance(target, str) else tuple(found)
+    one = isinstance(target, str) or (target is None and len(found) == 1)
+    return found[0] if one else tuple(found)
 
 
 def __getattr__(name: str) -> Any:

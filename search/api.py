@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import RunConfig, load_config, resumed_config
 from .errors import UsageError, did_you_mean
+from .group import find_group, resumed_group
 from .result import RunResult
 from .task import Task, TaskSpec
 
@@ -24,13 +25,16 @@ def run(
     options: Mapping[str, Any],
 ) -> list[RunResult]:
     """One result a target. See `search.run`."""
-    from . import engine
+    from . import engine, together
 
     if isinstance(target, str) and "," in target:
         raise UsageError(f"{target=} names several.", "Give a tuple: one result each comes back.")
     given = {**_fields(task), "target": target, **options}
     own = task if isinstance(task, Task) else None
     config = _config(given)
+    if len(config.target) > 1 and not config.dry_run:
+        together.check(config)
+        return list(together.run(config, progress, stop, own).results)
     engine.check(config)
     return [engine.run(one, progress, stop, own) for one in config.for_each_target()]
 
@@ -42,7 +46,8 @@ def _config(given: Mapping[str, Any]) -> RunConfig:
             near = did_you_mean(key, RunConfig.model_fields)
             raise UsageError(f"search.run has no argument {key!r}. {near}".rstrip())
     if "resume" in values:
-        return resumed_config(values)
+        group = find_group(values["resume"])
+        return resumed_config(values) if group is None else resumed_group(group, values)
     return load_config(values, text="target")
 
 

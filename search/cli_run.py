@@ -145,16 +145,24 @@ _CONFIG_FLAGS = frozenset(inspect.signature(search_command).parameters) - {
 def resolve(flags: Mapping[str, Any], sets: list[str], file: Path | None) -> RunConfig:
     """The config of this call; with `--resume` the run's own, changed where that is allowed."""
     from search.config import load_config, read_sets, resumed_config
+    from search.group import find_group, resumed_group
 
     if flags.get("resume") is None:
         return load_config(flags, sets, file)
     if file is not None:
         raise UsageError("--resume and --config exclude each other.", "A run has its own config.yaml.")
-    return resumed_config({**read_sets(sets), **flags})
+    changed, group = {**read_sets(sets), **flags}, find_group(flags["resume"])
+    return resumed_config(changed) if group is None else resumed_group(group, changed)
 
 
 def run_all(config: RunConfig) -> None:
     """Searches for every target; prints each result. Raises Interrupted after Ctrl-C."""
+    if len(config.target) > 1 and not config.dry_run:
+        from search.cli_together import run_together
+
+        both = sys.stdout.isatty() and sys.stderr.isatty()
+        run_together(config, header=session.quiet or session.json or not both)
+        return
     from search import engine
     from search.cli_progress import make_progress
     from search.console import render

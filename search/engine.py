@@ -6,13 +6,15 @@ result = search.run(task, target="raspberry-pi", max_latency="0.5x")
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.contract import Outcome, Suggestion
+from agents.contract import Agent, Outcome, Suggestion
 from agents.registry import check_name, make_agent
 from agents.repair import require_feasible
 from compressors.policy import ResolvedPolicy
@@ -57,6 +59,17 @@ if TYPE_CHECKING:
     from .task import Task
 
 
+@dataclass
+class Search:
+    """One target's search, begun: its study stands, nothing is proposed yet."""
+
+    run: Run
+    study: Study
+    baselines: dict[str, tuple[ResolvedPolicy, Outcome]]
+    started: float
+    delivered: Delivered | None = None
+
+
 @single_threaded
 def run(
     config: RunConfig,
@@ -70,9 +83,30 @@ def run(
     Raises the package's errors; with ``stop`` set the run ends after the evaluation in flight and its
     folder can be resumed.
     """
-    started = time.perf_counter()
-    show = progress if progress is not None else Silent()
     setup = load_setup(config, task)
+    with begun(setup, progress if progress is not None else Silent(), stop, command) as search:
+        with search.study.evaluator:
+            search_policies(search.run, search.study, config.evaluations)
+            chosen = shortlisted(search)
+        results = concluded(search, chosen)
+        written(search, results)
+    return RunResult(search.run.folder.path, results, task)
+
+
+@contextlib.contextmanager
+def begun(
+    setup: Setup,
+    show: Progress,
+    stop: threading.Event | None = None,
+    command: Sequence[str] = (),
+    joined: Callable[[Setup, Agent], Agent] = lambda setup, agent: agent,
+) -> Iterator[Search]:
+    """A search whose folder, journal, prices and study stand; ``joined`` may put an agent before its own.
+
+    The caller closes the study's evaluator.
+    """
+    started = time.perf_counter() - setup.timings.get("set-up", 0.0)
+    config = setup.config
     if stop is not None and stop.is_set():
         raise StoppedError("stopped in set-up: nothing new was evaluated.", "Start it again.")
     if not measures(setup):  # else once prices are corrected
@@ -92,24 +126,35 @@ def run(
         sensitivity.journalled(setup, journal)
         time_first(this)
         require_feasible(setup.problem)
-        backing = _backing(setup)
-        show.header(header_lines(summary.document(setup, facts, None, backing)))
-        study, baselines = _study(this, known)
-        candidates: list[Candidate] = []
-        delivered: Delivered | None = None
-        with study.evaluator:
-            search_policies(this, study, config.evaluations)
-            chosen = [] if this.stopped or config.dry_run else timed_shortlist(this, study)
-            if this.pool is not None and this.pool.found:
-                show.note(f"pool     {this.pool.summary}")
-        if not this.stopped and not config.dry_run:
-            candidates = _candidates(this, chosen)
-        if candidates and not this.stopped:
-            delivered = _delivered(this, candidates)
-        results = _results(this, study, baselines, candidates, delivered, started)
-        _written(this, results)
-        studies.keep(this, study)
-    return RunResult(folder.path, results, task)
+        show.header(header_lines(summary.document(setup, facts, None, _backing(setup))))
+        study, baselines = _study(this, known, joined)
+        yield Search(this, study, baselines, started)
+
+
+def shortlisted(search: Search) -> list[Outcome]:
+    """What is worth recovering, once the study has ended; timed where a device is at hand."""
+    this = search.run
+    chosen = [] if this.stopped or this.setup.config.dry_run else timed_shortlist(this, search.study)
+    if this.pool is not None and this.pool.found:
+        this.progress.note(f"pool     {this.pool.summary}")
+    return chosen
+
+
+def concluded(search: Search, chosen: Sequence[Outcome]) -> Results:
+    """Recover the shortlist and deliver the best of it: the results, not written yet."""
+    this = search.run
+    candidates: list[Candidate] = []
+    if not this.stopped and not this.setup.config.dry_run:
+        candidates = _candidates(this, chosen)
+    if candidates and not this.stopped:
+        search.delivered = _delivered(this, candidates)
+    return _results(this, search.study, search.baselines, candidates, search.delivered, search.started)
+
+
+def written(search: Search, results: Results) -> None:
+    """Write results and report, and keep the study for later ones."""
+    _written(search.run, results)
+    studies.keep(search.run, search.study)
 
 
 def check(config: RunConfig) -> None:
@@ -177,7 +222,7 @@ def _backing(setup: Setup) -> str:
 
 
 def _study(
-    this: Run, known: list[tuple[Suggestion, Outcome]]
+    this: Run, known: list[tuple[Suggestion, Outcome]], joined: Callable[[Setup, Agent], Agent]
 ) -> tuple[Study, dict[str, tuple[ResolvedPolicy, Outcome]]]:
     """The study with its baselines scored and, when resumed, its journal taken up."""
     setup = this.setup
@@ -187,7 +232,7 @@ def _study(
     if workers > 1 and setup.task.spec is None:
         this.progress.note("workers  one: this task lives in this process only")
     setup.past = studies.remembered(this)
-    agent = make_agent(setup.config.agent, setup.problem, setup.config.seed)
+    agent = joined(setup, make_agent(setup.config.agent, setup.problem, setup.config.seed))
     pool = this.pool = open_pool(
         OFF if setup.config.dry_run else setup.config.pool,  # a dry run is there to see what evaluations take
         setup.scorer,

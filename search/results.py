@@ -257,6 +257,39 @@ class Explained(TypedDict):
     why: str
 
 
+class Cell(TypedDict):
+    """A policy on one target. ``same``: as it was made for the other; else the nearest it executes."""
+
+    target: str
+    digest: str
+    same: bool
+    costs: dict[str, Number]
+    feasible: bool  # by this target's budget
+    validation: Score  # under this target's numerics, not recovered
+    drop: float
+
+
+class MatrixRow(TypedDict):
+    """A policy on every target. ``policy``: the target it was picked for, or "common"."""
+
+    policy: str
+    cells: list[Cell]
+
+
+class Matrix(TypedDict):
+    """Targets searched together: each one's picked policy on all of them.
+
+    ``common``: one policy that every target executes as it is, inside all budgets, with the highest worst
+    metric; None where none was found. ``evaluations`` that the targets' studies paid for, and further ones
+    for this table.
+    """
+
+    rows: list[MatrixRow]
+    common: MatrixRow | None
+    evaluations: int
+    further: int
+
+
 class Results(TypedDict):
     """The whole document. `kernels` are the uncompressed network's; `timings` are seconds by phase."""
 
@@ -275,6 +308,7 @@ class Results(TypedDict):
     verification: NotRequired[Verification | None]
     events: NotRequired[list[Event]]
     siblings: NotRequired[list[Sibling]]
+    matrix: NotRequired[Matrix | None]
     notes: NotRequired[list[Note]]
     explanation: NotRequired[list[Explained]]  # of the picked point, in the order of the layers
     steps: NotRequired[list[Step]]

@@ -32,6 +32,8 @@ MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
 REPORT = "report.html"
 FIGURES = "figures"
+#: In the folder above the runs of several targets that were searched together.
+TOGETHER = "together.json"
 
 #: What a run that was killed before its first record may leave; a folder with nothing else is empty.
 _LEFT_BEHIND = frozenset({f".{JOURNAL}.lock", f"{JOURNAL}.tmp"})
@@ -66,8 +68,9 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """The run's name: the folder's."""
-        return self.path.resolve().name
+        """The run's name: the folder's, behind the one of its group."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if (path.parent / TOGETHER).is_file() else path.name
 
     @property
     def journal(self) -> Path:
@@ -133,11 +136,15 @@ class RunFolder:
         """The run of a path, an id, or `latest`. Raises ResumeError with the near match."""
         path = Path(name)
         if str(name) == LATEST and not path.exists():
-            path = _latest(root)
+            path = latest_run(root)
         for candidate in (path, root / path):
             if is_run(candidate):
                 check_links(candidate)
                 return cls(candidate)
+        group = next((p for p in (path, root / path) if (p / TOGETHER).is_file()), None)
+        if group is not None:
+            runs = ", ".join(str(p.parent) for p in sorted(group.glob(f"*/{JOURNAL}")))
+            raise ResumeError(f"{str(name)!r} holds the runs of several targets.", f"Name one: {runs}.")
         known = [p.name for p in sorted(root.glob("*")) if is_run(p)] if root.is_dir() else []
         if path.is_dir():
             raise ResumeError(f"{str(name)!r} holds no run.", f"A run's folder holds {JOURNAL}.")
@@ -184,7 +191,7 @@ def check_free(path: Path, again: bool = False) -> None:
         names = {p.name for p in path.iterdir()} - _LEFT_BEHIND if path.is_dir() else set()
     if not names or (again and POLICY in names and names & _MODELS and JOURNAL not in names):
         return
-    if is_run(path):
+    if is_run(path) or (path / TOGETHER).is_file():
         raise InputError(
             f"--out {str(path)!r} holds a run already.",
             f"Go on with --resume {path}, or choose another folder.",
@@ -276,7 +283,8 @@ def _point_to(root: Path, name: str) -> None:
     draft.replace(root / LATEST)
 
 
-def _latest(root: Path) -> Path:
+def latest_run(root: Path) -> Path:
+    """Where `latest` points to."""
     pointer = root / LATEST
     if pointer.is_symlink():
         return root / pointer.readlink().name

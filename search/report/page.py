@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from search.console import budget_text, front_cells, verified_text, with_interval
+from search.matrix_text import common_line, matrix_cells
 from search.report import data, draw, why
-from search.results import Network, Point, Results, picked_point, read_results
+from search.results import Matrix, Network, Point, Results, picked_point, read_results
 from search.runfolder import FIGURES, REPORT, RESULTS, atomic_write, told_clearly
 from search.units import (
     format_bytes,
@@ -85,6 +86,7 @@ def _context(results: Results) -> dict[str, Any]:
     timings = (results.get("timings") or {}).items()
     heading, *rows = front_cells(results)
     changed, left = why.reasons(results)
+    matrix = results.get("matrix")
     return {
         "task": {"fingerprint": "", **results["task"]},
         "target": results["target"],
@@ -106,6 +108,8 @@ def _context(results: Results) -> dict[str, Any]:
         "why_changed": changed,
         "why_left": left,
         "agreement_caption": _agreement_caption(results),
+        "matrix": None if matrix is None else matrix_cells(matrix, results["task"]["metric_unit"]),
+        "matrix_notes": [] if matrix is None else _matrix_notes(matrix, results),
         "events": results.get("events") or [],
         "notes": results.get("notes") or [],
         "command": shlex.join(run["command"]),
@@ -200,6 +204,13 @@ def _agreement_caption(results: Results) -> str:
         return ""
     tau = "" if found.tau is None else f", Kendall's tau {found.tau:.2f}"
     return f"{len(found.pairs)} networks: mean error {found.mape:.1f} %{tau}."
+
+
+def _matrix_notes(matrix: Matrix, results: Results) -> list[str]:
+    task = results["task"]
+    found = common_line(matrix, task["metric"], task["metric_unit"]).split(maxsplit=1)[1]
+    marks = "~: the nearest policy that this target executes; (!): outside that target's budget."
+    return [f"Not recovered. {marks}", f"Common to all: {found}."]
 
 
 LAYER_HEADING = ("layer", "shape", "channels", "rank", "weights", "activations", "MACs", "latency")

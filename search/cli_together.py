@@ -1,0 +1,71 @@
+"""`search --target A,B,C`: several targets in one search."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.cli_support import Interrupted, answer, say, session, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from search.config import RunConfig
+
+
+def run_together(config: RunConfig, header: bool) -> None:
+    """Searches all targets together; prints each result, then the matrix. Raises Interrupted after Ctrl-C.
+
+    ``header``: whether stdout needs the header lines.
+    """
+    from search import together
+    from search.cli_progress import make_progress
+    from search.console import render
+    from search.matrix_text import matrix_lines
+
+    together.check(config)
+    before = _group_of(config)
+    progress = make_progress(session.quiet or session.json, session.verbose)
+    with stop_on_interrupt(progress.note) as stop:
+        try:
+            found = together.run(config, progress, stop, command=("search", *sys.argv[1:]))
+        except KeyboardInterrupt:
+            session.resume_hint = _way_on(config, before)
+            raise
+        finally:
+            progress.close()
+    documents = [r.results for r in found.results]
+    if any(d["run"]["state"] == "interrupted" for d in documents):
+        done = sum(d["search"]["evaluated"] for d in documents)
+        raise Interrupted(
+            f"interrupted after {done} evaluations for {len(documents)} targets, "
+            f"state saved in {found.folder}",
+            f"Go on with `search --resume {found.folder}`.",
+        )
+    if session.json:
+        answer({"runs": documents, "matrix": found.matrix}, str)
+        return
+    for result in found.results:
+        say(render(result.results, result.folder, header=header))
+    if found.matrix is not None:
+        task = documents[0]["task"]
+        say("\n".join(matrix_lines(found.matrix, task["metric"], task["metric_unit"])))
+
+
+def _group_of(config: RunConfig) -> Path | None:
+    """The group that a search of this config goes on with or makes, if it is there."""
+    from search.group import find_group
+
+    found = find_group(config.resume or config.out or "latest")
+    return None if found is None else found.resolve()
+
+
+def _way_on(config: RunConfig, before: Path | None) -> str | None:
+    """What to do after an abort; nothing where there was no group yet."""
+    after = _group_of(config)
+    if after is None or (after == before and config.resume is None):
+        return None
+    name = config.resume or config.out or "latest"
+    return f"What was finished is saved; go on with `search --resume {name}`."
+
+
+__all__ = ["run_together"]
