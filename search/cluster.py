@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from hw_profiles.devices.contract import Device
 
 #: Seconds that a cluster's head may take to accept a connection.
 REACHED_WITHIN = 5.0
@@ -48,6 +54,34 @@ def disconnect() -> None:
             import ray
 
             ray.shutdown()
+
+
+def device_worker(address: str, name: str, host: str | None, token: str | None) -> Device | None:
+    """The device that a node of the cluster has as resource ``name``; None where none has.
+
+    ``host`` and ``token``: where that node finds it, as `--host` and `--token`.
+    """
+    from hw_profiles.devices.ray_device import RayDevice, open_there
+
+    ray = connect(address)
+    if name not in ray.cluster_resources():
+        disconnect()
+        return None
+    return RayDevice(name, partial(open_there, name, host, token))
+
+
+@contextmanager
+def borrowed(device: Device | None) -> Iterator[None]:
+    """Gives a device of `device_worker` back at the end; others are their owner's."""
+    try:
+        yield
+    finally:
+        if _users and device is not None:
+            from hw_profiles.devices.ray_device import RayDevice
+
+            if isinstance(device, RayDevice):
+                device.close()
+                disconnect()
 
 
 def check_address(address: str) -> None:
@@ -91,4 +125,4 @@ def _nobody(address: str, why: str) -> ClusterError:
     return ClusterError(f"no Ray cluster at {address}: {line}.", "Start one: ray start --head.")
 
 
-__all__ = ["AUTO", "ClusterError", "check_address", "connect", "disconnect"]
+__all__ = ["AUTO", "ClusterError", "borrowed", "check_address", "connect", "device_worker", "disconnect"]

@@ -32,14 +32,13 @@ LIMITS: Mapping[str, str] = {
     "max_macs": "macs",
 }
 #: What concerns one call and not the search; not stored.
-ONE_CALL = ("out", "resume", "dry_run", "token")
+ONE_CALL = ("out", "resume", "dry_run", "token", "ray_address")
 #: What may change when a run is resumed. All else is the goal, which may not.
 MAY_CHANGE = (
     "evaluations",
     "timeout",
     "recover",
     "workers",
-    "ray_address",
     "evaluation_timeout",
     "pool",
     "measure",

@@ -21,6 +21,7 @@ from hw_profiles.target import load_target
 from . import sensitivity, studies, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
+from .cluster import borrowed
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
@@ -82,7 +83,7 @@ def run(
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
     this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
-    with journal:
+    with journal, borrowed(setup.device):
         folder.sweep()
         folder.write(CONFIG, config.to_yaml())
         folder.write_json(ENV, environment(setup.lowering.predictor.threads))

@@ -8,6 +8,7 @@ than it may. No other job is lost by either.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -41,14 +42,15 @@ class EvaluationWorker:
     """What runs in an actor."""
 
     def __init__(self, packed: Packed, spec: TaskSpec | None, threads: int) -> None:
-        import torch
-
         from .memory import keep_freed_memory
 
-        torch.set_num_threads(threads)
         keep_freed_memory()
         own_modules(spec)  # the task's file may add methods
         self._examiner = unpack(packed)
+        if "torch" in sys.modules:  # what needs none shall not load it
+            import torch
+
+            torch.set_num_threads(threads)
 
     def place(self) -> Place:
         """Answers once the worker is ready."""

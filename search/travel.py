@@ -100,15 +100,17 @@ def unpack(packed: Packed) -> Any:
 def own_modules(spec: TaskSpec | None) -> tuple[ModuleType, ...]:
     """The user's own modules that a task came from; those that cannot be loaded here are left out."""
     from .errors import TailorbirdError
+
+    if spec is None:
+        return ()
     from .tasks.custom import find_object
 
     found: dict[str, ModuleType] = {}
-    for what in ("task", "model", "metric"):
-        reference = None if spec is None else spec.name if what == "task" else getattr(spec, what)
+    for what, reference in (("task", spec.name), ("model", spec.model), ("metric", spec.metric)):
         if not reference or ":" not in reference:
             continue
         try:
-            value = find_object(reference, what, spec.folder if spec is not None else None)
+            value = find_object(reference, what, spec.folder)
         except TailorbirdError:  # another machine may not have it; then what was packed must do
             continue
         module = sys.modules.get(getattr(value, "__module__", ""))
