@@ -200,7 +200,9 @@ def main() -> None:
     options.add_argument("--actors", type=int, default=64)
     options.add_argument("--task", default="digits32")
     options.add_argument("--evaluations", type=int, default=60)
+    options.add_argument("--parts", default="sleeping,real,searching,busy,controller")
     chosen = options.parse_args()
+    parts = chosen.parts.split(",")
     sleeps = [float(s) for s in chosen.sleeps.split(",")]
     count, actors = chosen.evaluations, chosen.actors
     if chosen.quick:
@@ -209,19 +211,27 @@ def main() -> None:
         setup = load_setup(make_config({"target": TARGET, "task": chosen.task, "recover": "0"}))
         policy = setup.base_policy
         connect(cpus=2)
-        sleeping(policy, sleeps, JOBS)
-        sent = dispatch(policy, 200)
-        real(setup, count)
-        searching(setup, count)
+        if "sleeping" in parts:
+            sleeping(policy, sleeps, JOBS)
+        if "real" in parts:
+            real(setup, count)
+        if "searching" in parts:
+            searching(setup, count)
+        sent = dispatch(policy, 200) if "controller" in parts else 0.0
         disconnect()
-        busy(policy, actors, NODES)
-        ask, tell = controller(setup, count)
+        if "busy" in parts:
+            busy(policy, actors, NODES)
+        if "controller" in parts:
+            extrapolated(*controller(setup, count), sent)
+
+
+def extrapolated(ask: float, tell: float, sent: float) -> None:
+    """Part 4, from seconds of the controller per suggestion, per outcome and per job sent."""
     each = ask + tell + sent
     print(f"controller: {1e3 * ask:.1f} ms a suggestion, {1e3 * tell:.2f} ms an outcome, ", end="")
     print(f"{1e3 * sent:.2f} ms to send a job and take its end")
     print(
-        f"{MANY} workers: the agent saturates first, at {1 / each:.0f} evaluations/s; all are busy where ",
-        end="",
+        f"{MANY} workers: the agent saturates first, at {1 / each:.0f} evaluations/s; all are busy ", end=""
     )
     print(f"where an evaluation takes {MANY * each:.0f} s or more ({MANY * sent:.1f} s without the agent)")
 
