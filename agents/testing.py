@@ -180,6 +180,36 @@ def check_any_order(factory: Factory, evaluations: int) -> None:
     need(not agent.outstanding, "every suggestion was answered, yet some are outstanding")
 
 
+def check_many_out(factory: Factory, evaluations: int) -> None:
+    """With eight suggestions out at all times, each outcome is answered by one that is new and holds."""
+    problem = toy_problem(toy_space(2), share=0.3)
+    score, agent, rng = score_of(problem), factory(problem, 0), np.random.default_rng(1)
+    out = agent.suggest(8)
+    need(len(out) == 8, f"{len(out)} suggestions of 8, nothing being known")
+    seen = {s.policy.digest for s in out}
+    for _ in range(2 * evaluations):
+        s = out.pop(int(rng.integers(len(out))))
+        agent.update(s, toy_outcome(problem, s.policy, score(s)))
+        fresh = agent.suggest()
+        if not fresh:
+            break
+        need(fresh[0].policy.digest not in seen, f"suggestion {fresh[0].number} is not new")
+        need(not problem.budget.why_not(cost_of(problem, fresh[0])), "a suggestion outside the budget")
+        seen.add(fresh[0].policy.digest)
+        out += fresh
+        need(agent.outstanding == tuple(sorted(out, key=lambda x: x.number)), "others are outstanding")
+    else:
+        return
+    for s in out:
+        agent.update(s, toy_outcome(problem, s.policy, score(s)))
+    need(agent.suggest() == [], f"no suggestion with {len(out)} out, yet one with none")
+
+
+def cost_of(problem: Problem, suggestion: Suggestion) -> dict[str, float]:
+    """Exact costs of one suggestion by name."""
+    return {k: float(v[0]) for k, v in problem.costs([suggestion.policy]).items()}
+
+
 def check_exhaustion(factory: Factory, evaluations: int) -> None:
     """A tiny space ends: no repetition, an empty list at the end; an impossible budget suggests nothing."""
     space = toy_space(1, 8, methods=("prune", "depth"))
@@ -228,6 +258,7 @@ CHECKS: tuple[Callable[[Factory, int], None], ...] = (
     check_replay,
     check_replay_with_suggestions_out,
     check_any_order,
+    check_many_out,
     check_exhaustion,
     check_odd_outcomes,
 )

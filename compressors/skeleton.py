@@ -66,7 +66,12 @@ class SkeletonCache:
 
     def __init__(self, structure: Structure, limit: int = 4096) -> None:
         self.structure = structure
+        self.limit = limit
         self._build = lru_cache(maxsize=limit)(self._make)
+
+    def __reduce__(self) -> tuple[type[SkeletonCache], tuple[Structure, int]]:
+        # A copy, as in another process, fills itself anew.
+        return type(self), (self.structure, self.limit)
 
     def of(self, policy: ResolvedPolicy) -> Skeleton:
         """The skeleton a policy leads to."""

@@ -53,8 +53,7 @@ def proposal_of(
 def _rank_of(
     structure: Structure, layer: str, policy: ResolvedPolicy, wanted: tuple[str, float]
 ) -> Factor | None:
-    full = {g.name: policy.kept.get(g.name, g.size) for g in structure.groups}
-    return resolved_rank(structure, structure.layer[layer], full, wanted)
+    return resolved_rank(structure, structure.layer[layer], policy.kept, wanted)
 
 
 def translated(policy: ResolvedPolicy, space: PolicySpace) -> Translation:

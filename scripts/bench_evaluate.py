@@ -31,7 +31,8 @@ from compressors.apply import finish, reduced, shrunk
 from compressors.policy import ResolvedPolicy
 from search.answers import CHECKED
 from search.config import make_config
-from search.evaluate import Evaluator, Finished, InlineEvaluator, Job, ProcessEvaluator
+from search.evaluate import Evaluator, Finished, InlineEvaluator, Job
+from search.evaluate_ray import RayEvaluator
 from search.score import Score, Scorer
 from search.setup import Setup, load_setup
 from search.study import Study, outcome_of
@@ -226,12 +227,11 @@ def accepts(setup: Setup, row: Row, score: Score | None) -> bool:
 
 
 def several(setup: Setup, jobs: Sequence[Job], workers: int) -> tuple[float, list[Score | None]]:
-    """Wall seconds a job, and scores, of worker processes that have seen no policy but the dense one."""
-    spec = setup.task.spec
-    if spec is None:
-        raise RuntimeError("the task cannot be rebuilt in another process")
+    """Wall seconds a job, and scores, of workers that have seen no policy but the dense one."""
     scores: list[Score | None] = [None] * len(jobs)
-    with ProcessEvaluator(spec, setup.scorer.numerics, workers) as evaluator:
+    pool = RayEvaluator(fresh(setup).for_workers(), workers, spec=setup.task.spec)
+    with pool as evaluator:
+        pool.wait_ready()
         dense = setup.space.resolve(setup.space.dense)
         warm = [Job(-1 - i, dense) for i in range(4 * workers)]
         evaluator.submit(warm)

@@ -96,6 +96,15 @@ def search_command(
     recover: Annotated[str | None, _option(SEARCH, "Short fine-tuning, 45s; 0 for none.", "TIME")] = None,
     seed: Annotated[str | None, _option(SEARCH, "The same seed, the same search.", "N")] = None,
     workers: Annotated[str | None, _option(SEARCH, "Processes that evaluate.", "N")] = None,
+    ray_address: Annotated[
+        str | None, _option(SEARCH, "The Ray cluster they run in: host:port.", "ADDRESS")
+    ] = None,
+    deterministic: Annotated[
+        bool, _flag(SEARCH, "The same trials for any number of workers.", "--deterministic")
+    ] = False,
+    evaluation_timeout: Annotated[
+        str | None, _option(SEARCH, "One evaluation takes no longer: 60s.", "TIME")
+    ] = None,
     pool: Annotated[
         str | None, _option(SEARCH, "Shared accuracies: a file, postgresql://user@host/db, or off.", "PATH")
     ] = None,

@@ -43,13 +43,14 @@ LIMITS: Mapping[str, str] = {
 #: Characters of a value that a message repeats.
 LONGEST_SHOWN = 200
 #: What concerns one call and not the search; not stored.
-ONE_CALL = ("out", "resume", "dry_run", "token")
+ONE_CALL = ("out", "resume", "dry_run", "token", "ray_address")
 #: What may change when a run is resumed. All else is the goal, which may not.
 MAY_CHANGE = (
     "evaluations",
     "timeout",
     "recover",
     "workers",
+    "evaluation_timeout",
     "pool",
     "measure",
     "profile",
@@ -99,6 +100,9 @@ class RunConfig(BaseModel):
     recover: str = Field("45s", description="short fine-tuning of what was found; 0 leaves it out")
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed, the same search")
     workers: int = Field(1, ge=1, le=256, description="processes that evaluate")
+    ray_address: str | None = Field(None, description="the Ray cluster they run in: host:port, or auto")
+    deterministic: bool = Field(False, description="the same trials for any number of workers")
+    evaluation_timeout: str | None = Field(None, description="one evaluation may take no longer: 60s")
     warm_start: str | None = Field(None, description="a run whose outcomes are learned first")
     pool: str | None = Field(
         None,
@@ -172,15 +176,25 @@ class RunConfig(BaseModel):
     def _points(cls, value: Any) -> Any:
         return None if value is None else parse_points(value, "--max-drop")
 
-    @field_validator("timeout", "recover", mode="before")
+    @field_validator("timeout", "evaluation_timeout", "recover", mode="before")
     @classmethod
     def _time(cls, value: Any, info: Any) -> Any:
-        if value is None and info.field_name == "timeout":
+        limits = info.field_name != "recover"
+        if value is None and limits:
             return None
         seconds = parse_seconds(value, _flag(info.field_name))
-        if seconds == 0 and info.field_name == "timeout":
-            raise UsageError("--timeout 0 leaves no time to search.", "Write 45s or 10m.")
+        if seconds == 0 and limits:
+            raise UsageError(f"{_flag(info.field_name)} 0 leaves no time to search.", "Write 45s or 10m.")
         return str(value).strip()
+
+    @field_validator("ray_address", mode="after")
+    @classmethod
+    def _cluster(cls, value: str | None) -> str | None:
+        if value is not None:
+            from search.cluster import check_address
+
+            check_address(value)
+        return value
 
     @model_validator(mode="after")
     def _known_methods(self) -> Self:
@@ -235,6 +249,12 @@ class RunConfig(BaseModel):
     def timeout_seconds(self) -> float | None:
         """How long to search, in seconds; None without a limit."""
         return None if self.timeout is None else parse_seconds(self.timeout, "--timeout")
+
+    @property
+    def evaluation_seconds(self) -> float | None:
+        """How long one evaluation may take, in seconds; None without a limit."""
+        limit = self.evaluation_timeout
+        return None if limit is None else parse_seconds(limit, "--evaluation-timeout")
 
     @property
     def profile_seconds(self) -> float | None:

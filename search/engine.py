@@ -23,6 +23,7 @@ from hw_profiles.target import load_target
 from . import sensitivity, studies, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
+from .cluster import borrowed
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
@@ -49,7 +50,7 @@ from .runfolder import (
 from .setup import Setup, load_setup, untouched
 from .siblings import other_runtimes
 from .stored import to_bytes
-from .study import Study, outcome_of
+from .study import LOOKAHEAD, Study, outcome_of
 from .threads import single_threaded
 from .timing import Stopwatch, measures
 from .underway import Run
@@ -116,7 +117,7 @@ def begun(
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
     this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
-    with journal:
+    with journal, borrowed(setup.device):
         if journal.torn_bytes:
             show.note(f"journal  its last {journal.torn_bytes} bytes were cut short and are left out")
         folder.sweep()
@@ -228,9 +229,7 @@ def _study(
     setup = this.setup
     from .evaluate import Finished, Job
 
-    workers = setup.config.workers
-    if workers > 1 and setup.task.spec is None:
-        this.progress.note("workers  one: this task lives in this process only")
+    config = setup.config
     setup.past = studies.remembered(this)
     agent = joined(setup, make_agent(setup.config.agent, setup.problem, setup.config.seed))
     pool = this.pool = open_pool(
@@ -238,8 +237,12 @@ def _study(
         setup.scorer,
         lambda text: this.progress.note(f"pool     {text}"),
     )
-    evaluator = PooledEvaluator(make_evaluator(setup.task, setup.scorer, workers), pool)
-    study = Study(setup.problem, agent, evaluator, this.journal)
+    workers = make_evaluator(
+        setup.task, setup.scorer, config.workers, config.ray_address, config.evaluation_seconds,
+        lambda text: this.progress.note(f"workers  {text}"),
+    )  # fmt: skip
+    lookahead = LOOKAHEAD if config.deterministic else None
+    study = Study(setup.problem, agent, PooledEvaluator(workers, pool), this.journal, lookahead=lookahead)
     space = setup.space
     bits = max(space.abilities.act_bits, default=None)
     found: dict[str, tuple[ResolvedPolicy, Outcome]] = {}

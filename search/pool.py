@@ -279,6 +279,11 @@ class PooledEvaluator(Evaluator):
             return found
         return [self._kept(f) for f in self.inner.completed()]
 
+    def withdraw(self) -> list[Job]:
+        found = self.inner.withdraw()
+        self.pool.computed -= len(found)
+        return found
+
     def close(self) -> None:
         self.inner.close()
         self.pool.close()

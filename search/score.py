@@ -81,6 +81,25 @@ class Scorer:
             found = examination.further(found, verdict)
         return verdict, found
 
+    def for_workers(self) -> Scorer:
+        """The same scorer as it is sent to other processes.
+
+        It leaves the network's module and what only training needs behind, and caches that fill themselves;
+        what each process would work out again goes along: the order of the samples, statistics, gradients.
+        """
+        from torch import nn
+
+        self.network.covariances()
+        network = replace(self.network)  # its caches are empty
+        task = replace(
+            self.task, network=nn.Identity(), train=None, train_batches=None, test=None, loss=None, spec=None,
+            validation=self._validation,
+        )  # fmt: skip
+        found = Scorer(task, network, self.numerics, self.runtime)
+        for name in ("terms", "_order", "_ordered", "_dense"):
+            found.__dict__[name] = getattr(self, name)
+        return found
+
     @cached_property
     def terms(self) -> Terms:
         """What the policies of this task are judged by."""

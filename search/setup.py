@@ -241,8 +241,15 @@ def _abilities(config: RunConfig, target: Target) -> Abilities:
 def device_at_hand(config: RunConfig, target: Target) -> Device | None:
     """Where networks of this target can be timed: this machine, what `--host` names, or nowhere (None).
 
+    A worker of the cluster at `--ray-address` that has the target as a resource comes first.
     Raises UsageError for a runtime that devices do not run.
     """
+    if config.ray_address is not None and target.name != "local" and target.runtime.name == "onnxruntime":
+        from .cluster import device_worker
+
+        worker = device_worker(config.ray_address, target.name, config.host, config.token)
+        if worker is not None:
+            return worker
     if target.name == "local" and config.host is None:
         from hw_profiles.devices.local import LocalDevice
 

@@ -1,7 +1,13 @@
-"""The loop of a search: agent, evaluator and journal. The journal is the state."""
+"""The loop of a search: agent, evaluator and journal. The journal is the state.
+
+With several workers outcomes come in any order, and what the agent knows when it suggests depends on who was
+quick. With a `Study.lookahead` it does not: suggestion k is made from the outcomes of the first
+k + 1 - lookahead suggestions, told in the order of their numbers, however many more there are already.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +21,10 @@ from .console import Progress
 from .evaluate import Evaluator, Finished, Job
 from .journal import Journal, Record, making_sense_of
 
+#: Suggestions that are out at a time where trials must not depend on the number of workers. More keep more
+#: workers busy, and let the agent know less.
+LOOKAHEAD = 8
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -26,7 +36,10 @@ class Entry:
 
 @dataclass
 class Study:
-    """Evaluated suggestions of one search, in the order of their outcomes."""
+    """Evaluated suggestions of one search, in the order in which the agent was told of them.
+
+    ``lookahead``: None tells the agent of each outcome as it comes; see above.
+    """
 
     problem: Problem
     agent: Agent
@@ -35,11 +48,17 @@ class Study:
     entries: list[Entry] = field(default_factory=list)
     known: list[Entry] = field(default_factory=list)
     exhausted: bool = False
+    lookahead: int | None = None
+    #: Suggestions that the agent was not told of yet, in order, and the outcomes that are there already.
+    _untold: dict[int, Suggestion] = field(default_factory=dict)
+    _held: dict[int, Outcome] = field(default_factory=dict)
+    #: By suggestion's number, how many entries there were when it was made.
+    _told_at: dict[int, int] = field(default_factory=dict)
 
     @property
     def outcomes(self) -> list[Outcome]:
         """Outcomes of the baselines that were known beforehand, then of all suggestions."""
-        return [e.outcome for e in (*self.known, *self.entries)]
+        return [*(e.outcome for e in (*self.known, *self.entries)), *self._held.values()]
 
     def learn(self, suggestion: Suggestion, outcome: Outcome) -> None:
         """Tell the agent of a policy scored outside the search (a baseline, an earlier run)."""
@@ -63,18 +82,25 @@ class Study:
 
     def restore(self, records: Sequence[Record]) -> int:
         """Take up where a journal ends; returns how many outcomes it held."""
-        waiting: dict[int, Suggestion] = {}
+        done: dict[int, Outcome] = {}
+        told = 0
         for r in records:
             with making_sense_of(r):
                 if r.kind == "suggested":
                     s = Suggestion.from_dict(r.data["suggestion"])
-                    waiting[s.number] = s
+                    self._untold[s.number] = s
+                    told = self._told_at[s.number] = int(r.data.get("told", 0))
                 elif r.kind == "evaluated":
-                    s = waiting.pop(int(r.data["number"]))
-                    self.entries.append(Entry(s, Outcome.from_dict(r.data["outcome"])))
+                    number = int(r.data["number"])
+                    if number not in self._untold:
+                        raise KeyError(number)
+                    done[number] = Outcome.from_dict(r.data["outcome"])
+        order = list(done) if self.lookahead is None else sorted(done)[:told]
+        self.entries += [Entry(self._untold.pop(k), done.pop(k)) for k in order]
+        self._held = dict(sorted(done.items()))
         history: list[tuple[Suggestion, Outcome | None]] = [(e.suggestion, e.outcome) for e in self.entries]
-        self.agent.replay([*history, *((s, None) for s in waiting.values())])
-        return len(self.entries)
+        self.agent.replay([*history, *((s, None) for s in self._untold.values())])
+        return len(self.entries) + len(self._held)
 
     def run(
         self,
@@ -89,43 +115,65 @@ class Study:
         """
         start = time.monotonic()
         running: dict[int, Suggestion] = {}
-        again = list(self.agent.outstanding)
+        again = [s for s in self.agent.outstanding if s.number not in self._held]
 
         def over() -> bool:
             late = timeout is not None and time.monotonic() - start > timeout
             return late or (stop is not None and stop.is_set())
 
         while True:
-            if not over():
-                free = min(
-                    self.evaluator.workers - len(running), evaluations - len(self.entries) - len(running)
-                )
-                chosen = self._next(free, again)
+            if over():
+                for job in self.evaluator.withdraw():
+                    del running[job.number]  # it stays outstanding
+            else:
+                missing = evaluations - len(self.entries) - len(self._held) - len(running)
+                chosen = self._next(missing, len(running), again)
                 running.update({s.number: s for s in chosen})
                 self.evaluator.submit([Job(s.number, s.policy, self._bar(s)) for s in chosen])
             if not running:
-                return
+                break
             for finished in self.evaluator.completed():
                 self._take(running.pop(finished.job.number), finished, progress)
+        for number in sorted(self._held):
+            self._tell(number)
 
-    def _next(self, free: int, again: list[Suggestion]) -> list[Suggestion]:
-        chosen = [again.pop(0) for _ in range(min(max(free, 0), len(again)))]
-        missing = free - len(chosen)
-        if missing > 0:
-            fresh = self.agent.suggest(missing)
-            self.exhausted = len(fresh) < missing
-            for s in fresh:
-                if self.journal is not None:
-                    self.journal.append("suggested", {"suggestion": s.to_dict()})
-            chosen += fresh
+    def _next(self, missing: int, running: int, again: list[Suggestion]) -> list[Suggestion]:
+        """What to evaluate next: what was left over, then fresh suggestions, ``missing`` at most."""
+        if self.lookahead is None:
+            missing = min(missing, self.evaluator.workers - running)
+        chosen = [again.pop(0) for _ in range(min(max(missing, 0), len(again)))]
+        for s in chosen:
+            self._untold[s.number] = s
+        while len(chosen) < missing:
+            if self.lookahead is not None and len(self._untold) >= self.lookahead:
+                if not self._tell_next():
+                    break
+                continue
+            fresh = self.agent.suggest()
+            self.exhausted = not fresh
+            if fresh:
+                chosen += [self._made(s) for s in fresh]
+            elif self.lookahead is None or not self._tell_next():
+                break
         return chosen
+
+    def _made(self, suggestion: Suggestion) -> Suggestion:
+        data: dict[str, Any] = {"suggestion": suggestion.to_dict()}
+        if self.lookahead is not None:
+            data["told"] = len(self.entries)
+        if self.journal is not None:
+            self.journal.append("suggested", data)
+        self._untold[suggestion.number] = suggestion
+        self._told_at[suggestion.number] = len(self.entries)
+        return suggestion
 
     def _bar(self, suggestion: Suggestion) -> float | None:
         """The metric already reached at no more latency: below it a policy is not worth evaluating."""
         latency = float(self.problem.costs([suggestion.policy])["latency_ms"][0])
+        told = len(self.entries) if self.lookahead is None else self._told_at.get(suggestion.number, 0)
         reached = [
             o.accuracy
-            for o in self.outcomes
+            for o in (e.outcome for e in (*self.known, *self.entries[:told]))
             if o.accuracy is not None
             and not o.stopped_early
             and o.feasible
@@ -137,17 +185,33 @@ class Study:
 
     def _take(self, suggestion: Suggestion, finished: Finished, progress: Progress | None) -> None:
         outcome = outcome_of(self.problem, finished)
+        number = suggestion.number
         if self.journal is not None:
-            self.journal.append("evaluated", {"number": suggestion.number, "outcome": outcome.to_dict()})
-        self.entries.append(Entry(suggestion, outcome))
-        self.agent.update(suggestion, outcome)
+            self.journal.append("evaluated", {"number": number, "outcome": outcome.to_dict()})
+        self._held[number] = outcome
+        if self.lookahead is None:
+            self._tell(number)
         if progress is not None:
             found = self.outcomes
             at = best(found, self.problem)
-            feasible = sum(e.outcome.feasible for e in self.entries) / len(self.entries)
+            done = [*(e.outcome for e in self.entries), *self._held.values()]
+            feasible = sum(o.feasible for o in done) / len(done)
             progress.update(
                 outcome, None if at is None else found[at], len(front(found, self.problem)), feasible
             )
+
+    def _tell_next(self) -> bool:
+        """Tell the agent of the first suggestion it was not told of; False where its outcome is not there."""
+        number = min(self._untold, default=None)
+        if number is None or number not in self._held:
+            return False
+        self._tell(number)
+        return True
+
+    def _tell(self, number: int) -> None:
+        entry = Entry(self._untold.pop(number), self._held.pop(number))
+        self.entries.append(entry)
+        self.agent.update(entry.suggestion, entry.outcome)
 
 
 def outcome_of(problem: Problem, finished: Finished) -> Outcome:
@@ -158,6 +222,8 @@ def outcome_of(problem: Problem, finished: Finished) -> Outcome:
     score = finished.score
     if score is None:
         return Outcome(policy, None, costs, feasible=False, why=finished.error)
+    if not math.isfinite(score.value):
+        return Outcome(policy, None, costs, feasible=False, why=f"its metric is {score.value}")
     if not why and not score.stopped_early and not problem.holds_drop(score.value):
         why = f"drop {problem.drop(score.value):.2f} > {problem.budget.max_drop} points"
     return Outcome(

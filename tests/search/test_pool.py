@@ -15,7 +15,8 @@ from compressors.policy import ResolvedPolicy
 from search.cli import main
 from search.config import read_yaml
 from search.errors import TailorbirdError
-from search.evaluate import InlineEvaluator, Job, ProcessEvaluator
+from search.evaluate import InlineEvaluator, Job
+from search.evaluate_ray import RayEvaluator
 from search.evaluate_testing import check_evaluator, collected
 from search.evidence import Evidence
 from search.pool import OFF, Context, Entry, Pool, PooledEvaluator, Store, StoreError, open_pool
@@ -276,14 +277,16 @@ def test_what_is_known_is_not_computed_and_equal_with_its_time(place: Path, scor
     assert "were known" in pool.summary
 
 
+@pytest.mark.slow
 def test_workers_are_sent_what_is_known_and_this_process_keeps_what_they_find(
     place: Path, scorer: Scorer
 ) -> None:
     policies = policies_of(scorer)
     pool = Pool(SqliteStore(place), scorer)
     pool.score(policies[0], 0.5)
-    with PooledEvaluator(ProcessEvaluator(SPEC, ABILITIES.numerics, 2), pool) as evaluator:
-        assert evaluator.workers == 2
+    inner = RayEvaluator(scorer.for_workers(), 2, spec=SPEC)
+    with PooledEvaluator(inner, pool) as evaluator:
+        assert evaluator.workers == inner.workers
         evaluator.submit([Job(i, p, 0.9) for i, p in enumerate(policies)])
         found = collected(evaluator, len(policies))
         kept = [pool.known(p) for p in policies]
