@@ -80,9 +80,8 @@ def _feed_journal(path: Path) -> None:
     from .journal import Journal
     from .study import Study
 
-    study = Study.__new__(Study)
-    study.entries = []
-    study.agent = _Deaf()  # type: ignore[assignment]
+    nothing: Any = None
+    study = Study(nothing, _Deaf(), nothing, None)  # type: ignore[arg-type]
     study.restore(Journal.read(path))
 
 

@@ -92,7 +92,7 @@ class Study:
                     told = self._told_at[s.number] = int(r.data.get("told", 0))
                 elif r.kind == "evaluated":
                     number = int(r.data["number"])
-                    if number not in self._untold:
+                    if number not in self._untold or number in done:
                         raise KeyError(number)
                     done[number] = Outcome.from_dict(r.data["outcome"])
         order = list(done) if self.lookahead is None else sorted(done)[:told]
