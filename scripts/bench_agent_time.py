@@ -29,6 +29,7 @@ from agents.pricing import Pricer
 from agents.registry import list_agents, make_agent
 from agents.repair import random_feasible
 from agents.toys import toy_problem, toy_space
+from search.threads import single_threaded
 
 V = TypeVar("V")
 #: Milliseconds of own time that a suggestion may take, on average, at a thousand outcomes.
@@ -158,6 +159,7 @@ def limit_of(name: str) -> float:
     return LIMITS.get(name, LIMIT)
 
 
+@single_threaded
 def main() -> int:
     """Measure, print the table, and name those over their limit; exit code 1 if there are any."""
     parser = argparse.ArgumentParser(

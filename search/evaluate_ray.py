@@ -49,8 +49,10 @@ class EvaluationWorker:
         self._examiner = unpack(packed)
         if "torch" in sys.modules:  # what needs none shall not load it
             import torch
+            from threadpoolctl import threadpool_limits
 
             torch.set_num_threads(threads)
+            threadpool_limits(threads, "blas")
 
     def place(self) -> Place:
         """Answers once the worker is ready."""

@@ -1,4 +1,4 @@
-"""How many threads torch computes with: one where results must repeat, else the fastest number."""
+"""How many threads compute: one where results must repeat, else the fastest number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def single_threaded(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function with one torch thread.
+    """Run a function with one thread of torch and of numpy's linear algebra.
 
     The last bits of a convolution depend on the number of threads, so accuracies are computed with one: the
     same policy then scores the same on machines of any size. Small networks lose little, and on a busy
@@ -34,7 +34,9 @@ def single_threaded(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch_threads(1):
+        from threadpoolctl import threadpool_limits
+
+        with torch_threads(1), threadpool_limits(1, "blas"):
             return function(*args, **kwargs)
 
     return inner
