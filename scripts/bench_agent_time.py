@@ -70,6 +70,7 @@ class Meter:
             costs=costs,
             estimates=self.timed(problem.estimates),
             losses=self.timed(problem.losses),
+            losses_around=self.timed(problem.losses_around),
             relaxation=self.timed(problem.relaxation),
         )
 
