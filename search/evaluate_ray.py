@@ -48,6 +48,7 @@ class EvaluationWorker:
         own_modules(spec)  # the task's file may add methods
         self._examiner = unpack(packed)
         if "torch" in sys.modules:  # what needs none shall not load it
+            import scipy.linalg  # noqa: F401  its library can be limited once it is loaded
             import torch
             from threadpoolctl import threadpool_limits
 

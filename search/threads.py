@@ -34,6 +34,7 @@ def single_threaded(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        import scipy.linalg  # noqa: F401  its library can be limited once it is loaded
         from threadpoolctl import threadpool_limits
 
         with torch_threads(1), threadpool_limits(1, "blas"):
