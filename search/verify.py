@@ -26,6 +26,11 @@ TOP1_SHARE = 0.001
 #: Relative root-mean-square error allowed: of float networks, of quantised ones, and of quantised ones whose
 #: answers are classes (a code that rounds the other way moves logits, but must not move answers).
 FLOAT_ERROR, INTEGER_ERROR, LOGIT_ERROR = 1e-4, 2e-2, 1e-1
+#: Relative error allowed of one sample's embedding, a vector of fixed length: a cosine of at least 0.98. Of all
+#: embeddings together `LOGIT_ERROR` is allowed.
+DIRECTION_ERROR = 0.2
+#: Relative spread of lengths below which rows are taken for embeddings of fixed length.
+LENGTH_SPREAD = 1e-3
 BATCH = 128
 
 
@@ -116,7 +121,8 @@ def _batches(inputs: Sequence[Tensor], fixed: int | None) -> Iterator[tuple[Tens
 
 def _compared(expected: Sequence[Any], found: Sequence[Any], quantised: bool, checked: int) -> Verification:
     first, other = expected[0], found[0]
-    classification = first.ndim == 2 and first.shape[1] > 1
+    directions = _are_directions(first)
+    classification = first.ndim == 2 and first.shape[1] > 1 and not directions
     pairs = [(a, b) for a, b in zip(expected, found, strict=True) if a.dtype.kind == "f"]
     difference = max((float(np.abs(a - b).max(initial=0.0)) for a, b in pairs), default=0.0)
     errors = [_relative(a, b) for a, b in pairs]
@@ -128,9 +134,20 @@ def _compared(expected: Sequence[Any], found: Sequence[Any], quantised: bool, ch
     elif classification:
         close = relative <= (LOGIT_ERROR if quantised else FLOAT_ERROR)
         agree = int((first.argmax(1) == other.argmax(1)).sum()) if close else 0
+    elif directions and quantised:
+        each = np.linalg.norm(first - other, axis=1) / np.linalg.norm(first, axis=1)
+        agree = int((each <= DIRECTION_ERROR).sum()) if relative <= LOGIT_ERROR else 0
     else:
         agree = samples if relative <= (INTEGER_ERROR if quantised else FLOAT_ERROR) else 0
     return Verification(samples, agree, difference, relative, classification, "", checked)
+
+
+def _are_directions(value: Any) -> bool:
+    """Whether an output (N, C) holds vectors of one length, as normalised embeddings do."""
+    if value.ndim != 2 or value.shape[1] < 2 or len(value) < 3 or value.dtype.kind != "f":
+        return False
+    length = np.linalg.norm(value, axis=1)
+    return bool(length.std() <= LENGTH_SPREAD * length.mean())
 
 
 def _relative(expected: Any, found: Any) -> float:

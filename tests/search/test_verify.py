@@ -18,7 +18,7 @@ from compressors.space import Abilities, PolicySpace
 from search.errors import InputError
 from search.export_onnx import export_model
 from search.kernels_found import Difference, read_kernels
-from search.verify import Verification, VerificationError, check_weights, verify
+from search.verify import Verification, VerificationError, _compared, check_weights, verify
 from tests.search.lowering_networks import Residual, Zoo, prepared
 
 
@@ -156,3 +156,27 @@ def test_files_that_do_not_load(residual):
         str(Difference("Conv fp32 4→4 elements", ("a",), 1, 0))
         == "Conv fp32 4→4 elements at a: priced 1, found 0"
     )
+
+
+def test_embeddings_are_judged_by_their_direction_not_by_their_largest_number() -> None:
+    rng = np.random.default_rng(0)
+    value = rng.normal(size=(40, 64)).astype(np.float32)
+    value /= np.linalg.norm(value, axis=1, keepdims=True)
+    near = value + 0.04 * np.abs(value).mean() * rng.normal(size=value.shape).astype(np.float32)
+    tied = value.copy()
+    tied[:, 1] = tied[:, 0] = np.abs(value).max(1) + 1e-3  # two largest numbers, all but equal
+    tied /= np.linalg.norm(tied, axis=1, keepdims=True)
+    swapped = tied.copy()
+    swapped[:, 1] += 1e-3
+    for expected, found in ((value, near), (tied, swapped)):
+        result = _compared([expected], [found], True, 0)
+        assert not result.classification
+        assert result.agree == 40
+        assert result.passed
+    assert not _compared([value], [near], False, 0).passed  # float answers must be the same
+    turned = near.copy()
+    turned[3] = -turned[3]
+    result = _compared([value], [turned], True, 0)
+    assert not result.passed
+    logits = 3 * rng.normal(size=(40, 64)).astype(np.float32)  # of all lengths: classes
+    assert _compared([logits], [logits], True, 0).classification
