@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .factors.base import FACTORISATIONS, Factorisation, factor_costs
-from .graph import FUSED_ACTIVATIONS, Graph, Layer, Node, Structure
+from .graph import FUSED_ACTIVATIONS, ChannelGroup, Graph, Layer, Node, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
 
 if TYPE_CHECKING:
@@ -120,12 +120,35 @@ def resolved_keep(
         if g.layers and all(x in dead for x in g.layers):
             continue
         ratio = policy.keep.get(g.name, 1.0)
-        step = abilities.depthwise_granularity if g.depthwise else abilities.granularity
-        if g.size < 2 * step:
-            step = max(1, g.size // 4)
+        step = keep_step(structure, abilities, g)
         rounded = max(1, round(ratio * g.size / step)) * step
         kept[g.name] = g.size if ratio >= 1.0 or rounded >= g.size else rounded
     return kept
+
+
+def keep_step(structure: Structure, abilities: Abilities, group: ChannelGroup) -> int:
+    """In steps of how many units a group is pruned, so that the layers' channels come in the target's steps.
+
+    A unit may be several channels of every layer it touches: an attention head is as many as it is wide.
+    """
+    channels = abilities.depthwise_granularity if group.depthwise else abilities.granularity
+    step = channels // math.gcd(channels, _unit_width(structure, group))
+    return step if group.size >= 2 * step else max(1, group.size // 4)
+
+
+def _unit_width(structure: Structure, group: ChannelGroup) -> int:
+    """Channels that one unit of a group is at least, over the layer weights it cuts; 1 with convolutions.
+
+    The channels of grouped convolutions count group by group, and a unit is one in each.
+    """
+    known: dict[str, int] = structure.__dict__.setdefault("_unit_widths", {})
+    if group.name not in known:
+        weights = {x.weight: x.op for x in structure.layers}
+        cut = [units for (name, _), units in group.slices.items() if name in weights]
+        linear = all(weights.get(name, "linear") == "linear" for name, _ in group.slices)
+        width = min((sum(u >= 0 for u in units) // group.size for units in cut), default=1)
+        known[group.name] = max(1, width) if linear else 1
+    return known[group.name]
 
 
 def weight_shape(structure: Structure, layer: Layer, kept: Mapping[str, int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from .errors import PolicyError, near
 from .factors.base import FACTORISATIONS, Factorisation, factor_shapes
 from .graph import Layer, Structure
 from .policy import FLOAT, Factor, Policy, ResolvedPolicy
-from .resolve import Numerics, resolve, weight_shape
+from .resolve import Numerics, keep_step, resolve, weight_shape
 
 if TYPE_CHECKING:
     from .points import Points
@@ -301,11 +301,7 @@ def _choices(structure: Structure, abilities: Abilities) -> list[Choice]:
         ]
     if "prune" in abilities.methods:
         for g in structure.groups:
-            values = _keep_values(
-                g.size,
-                abilities.depthwise_granularity if g.depthwise else abilities.granularity,
-                abilities.min_keep,
-            )
+            values = _keep_values(g.size, keep_step(structure, abilities, g), abilities.min_keep)
             if len(values) > 1 and not _skipped(g.layers, abilities):
                 found.append(Choice("keep", g.name, values))
     schemes = abilities.schemes
@@ -342,8 +338,7 @@ def _skipped(layers: Sequence[str], abilities: Abilities) -> bool:
     return any(fnmatchcase(x, pattern) for x in layers for pattern in abilities.skip)
 
 
-def _keep_values(size: int, granularity: int, min_keep: float) -> tuple[int, ...]:
-    step = granularity if size >= 2 * granularity else max(1, size // 4)
+def _keep_values(size: int, step: int, min_keep: float) -> tuple[int, ...]:
     least = max(1, int(np.ceil(min_keep * size)))
     return (*(k for k in range(step, size, step) if k >= least), size)
 

@@ -26,8 +26,8 @@ TOP1_SHARE = 0.001
 #: Relative root-mean-square error allowed: of float networks, of quantised ones, and of quantised ones whose
 #: answers are classes (a code that rounds the other way moves logits, but must not move answers).
 FLOAT_ERROR, INTEGER_ERROR, LOGIT_ERROR = 1e-4, 2e-2, 1e-1
-#: Relative error allowed of one sample's embedding, a vector of fixed length: a cosine of at least 0.98. Of all
-#: embeddings together `LOGIT_ERROR` is allowed.
+#: Relative error allowed of one sample's embedding, a vector of fixed length: a cosine of at least 0.98. Of
+#: all embeddings together `LOGIT_ERROR` is allowed.
 DIRECTION_ERROR = 0.2
 #: Relative spread of lengths below which rows are taken for embeddings of fixed length.
 LENGTH_SPREAD = 1e-3

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from search.errors import InputError
-from search.task import Metric, Split, Task
+from search.task import Metric, Split, Task, shuffled_batches
 from search.tasks.boxes import (
     decoded,
     detections,
@@ -153,11 +153,23 @@ def _objects(targets: Tensor | None) -> Tensor:
 
 
 def batches(seed: int, batch_size: int) -> Iterator[Batch]:
-    """`Task.train_batches`: freshly drawn images without end."""
+    """`Task.train_batches`: images without end, half of them mirrored; drawn once, as that takes long."""
     generator = torch.Generator().manual_seed(seed)
-    while True:
-        x, objects = drawn(batch_size, generator)
-        yield (x,), objects
+    for (x,), objects in shuffled_batches(_drawn_for_training(), seed, batch_size):
+        flip = torch.rand(len(x), generator=generator) < 0.5
+        yield (torch.where(flip[:, None, None, None], x.flip(3), x),), mirrored(_objects(objects), flip)
+
+
+@cache
+def _drawn_for_training() -> Split:
+    return _split(TRAIN)
+
+
+def mirrored(objects: Tensor, flip: Tensor) -> Tensor:
+    """Objects (N, M, 5) with left and right exchanged where ``flip`` (N,) says so."""
+    kind, left, top, right, bottom = objects.unbind(2)
+    other = torch.stack([kind, 1 - right, top, 1 - left, bottom], 2)
+    return torch.where(flip[:, None, None] & (kind >= 0)[:, :, None], other, objects)
 
 
 def _split(part: tuple[int, int]) -> Split:

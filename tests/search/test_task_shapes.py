@@ -140,3 +140,14 @@ def test_the_detectors_rows_are_its_priors() -> None:
     prior = shapes.prior_boxes()[2 * cell + size]
     assert prior[0] + prior[2] == pytest.approx(2 * 3.5 / 8)
     assert prior[1] + prior[3] == pytest.approx(2 * 5.5 / 8)
+
+
+def test_mirrored_images_have_mirrored_boxes() -> None:
+    _, objects = shapes.drawn(6, torch.Generator().manual_seed(7))
+    flip = torch.tensor([True, False] * 3)
+    turned = shapes.mirrored(objects, flip)
+    assert torch.equal(turned[1::2], objects[1::2])
+    assert torch.allclose(shapes.mirrored(turned, flip), objects, atol=1e-6)
+    there = objects[0, :, 0] >= 0
+    assert torch.allclose(turned[0, there, 1], 1 - objects[0, there, 3])
+    assert torch.equal(turned[0, ~there], objects[0, ~there])

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from compressors.policy import Policy
+from compressors.resolve import keep_step
+from compressors.space import Abilities, PolicySpace
 from compressors.structure import structure_of
 from compressors.trace import trace
 from search.errors import InputError
@@ -183,3 +186,16 @@ def test_minilm_is_a_task() -> None:
     assert task.validation.targets is not None
     assert len(task.validation) > 100
     assert task.calibration[0].dtype == torch.int64
+
+
+def test_heads_go_one_by_one_where_a_head_is_wide_enough() -> None:
+    network = SentenceEncoder(EncoderSize(50, 12, 48, 12, 1, 32)).eval()
+    traced = trace(network, (torch.ones(1, 12, dtype=torch.long), torch.ones(1, 12)))
+    structure = structure_of(traced.graph)
+    steps = [keep_step(structure, Abilities(granularity=g), structure.groups[0]) for g in (1, 4, 8, 16)]
+    assert steps == [1, 1, 2, 4]  # a head is four channels
+    space = PolicySpace(structure, Abilities(granularity=8))
+    keeps = {c.subject: c.values for c in space.choices if c.kind == "keep"}
+    assert keeps[structure.groups[0].name] == (2, 4, 6, 8, 10, 12)
+    kept = space.resolve(Policy(keep={structure.groups[0].name: 0.6})).kept
+    assert kept[structure.groups[0].name] == 8
