@@ -43,7 +43,7 @@ def test_commands_and_flags_that_it_names_exist(capsys: pytest.CaptureFixture[st
     for command in set(re.findall(r"^ {4}search ([a-z]+)", text, re.MULTILINE)):
         assert main([command, "--help"]) == 0
         known += capsys.readouterr().out
-    elsewhere = {"--all", "--bind", "--address", "--resources"}  # of scripts/test, the device agent, ray start
+    elsewhere = {"--all", "--bind", "--address", "--resources"}  # of others
     searching = re.sub(r"`scripts/(bench|fit|roundtrip)[^`]*`", "", text)  # these have flags of their own
     flags = set(re.findall(r"--[a-z][a-z-]+", searching)) - elsewhere
     assert len(flags) > 15
