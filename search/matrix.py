@@ -40,8 +40,17 @@ def matrix_of(
     ]
     found = exchange.best_common()
     common = None if found is None else _common(setups, found[0], known)
+    serving = [r["cells"] for r in rows if all(c["same"] and c["feasible"] for c in r["cells"])]
+    serving += [] if common is None else [common["cells"]]
+    if serving:
+        common = MatrixRow(policy=COMMON, cells=max(serving, key=lambda cells: _worst(setups, cells)))
     further = sum(new for row in cells for _, new in row)
     return Matrix(rows=rows, common=common, evaluations=paid, further=further)
+
+
+def _worst(setups: Sequence[Setup], cells: Sequence[Cell]) -> float:
+    """The least gain of a policy on any target."""
+    return min(s.problem.gain(c["validation"]["value"]) for s, c in zip(setups, cells, strict=True))
 
 
 def _cell(setup: Setup, pool: Pool, policy: ResolvedPolicy, known: dict[str, Outcome]) -> tuple[Cell, bool]:

@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 
+from agents.joined import Exchange, Party
 from compressors.policy import ResolvedPolicy
 from search import together
 from search.cli import main
 from search.config import load_config, make_config, read_yaml
 from search.group import find_group, resumed_group, total_evaluations
 from search.journal import Journal
+from search.matrix import matrix_of
 from search.matrix_text import matrix_cells, matrix_lines
 from search.runfolder import CONFIG, JOURNAL, MODEL, POLICY, REPORT, RESULTS, TOGETHER, RunFolder
 from search.setup import load_setup
+from search.task import load_task
 from tests.search.own_task import flags
 
 #: Two that round alike, and an array that rounds otherwise.
@@ -183,6 +186,22 @@ def test_a_group_that_was_killed_goes_on_to_the_same_end(
     assert [r["run"]["state"] for r in document["runs"]] == ["complete"] * 3
     assert document["matrix"] == json.loads((folder / TOGETHER).read_text())["matrix"]
     assert ending(folder) == ending(standard)
+
+
+def test_a_picked_policy_that_serves_all_best_is_the_common_one(standard: Path) -> None:
+    task = load_task(make_config({"target": "raspberry-pi", "task": task_of(standard)}).task_spec())
+    configs = [
+        load_config({"target": t, "task": task_of(standard), "max_size": "0.4x", "pool": "off"})
+        for t in TARGETS[1:]
+    ]
+    setups = [load_setup(c, task) for c in configs]
+    coarse = setups[1].space
+    picked = coarse.resolve(coarse.uniform(0.5, act_bits=8))
+    parties = [Party(s.target.name, s.problem, s.scorer.numerics.key, list) for s in setups]
+    matrix = matrix_of(setups, [picked, picked], Exchange(parties), 0)
+    assert matrix["common"] is not None
+    assert {c["digest"] for c in matrix["common"]["cells"]} == {picked.digest}
+    assert matrix["further"] == 2
 
 
 class Stopper:
