@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.cli_support import Interrupted, answer, as_typed, merged, say, session, stop_on_interrupt
+from search.cli_support import Interrupted, answer, as_typed, merged, say, session, stop_on_interrupt, way_on
 from search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def run_all(config: RunConfig) -> None:
             try:
                 result = engine.run(one, progress, stop, command=as_typed(sys.argv[1:]))
             except KeyboardInterrupt:
-                session.resume_hint = _way_on(one, before)
+                session.resume_hint = way_on(one, before, _journal_of(one))
                 raise
             finally:
                 progress.close()
@@ -209,15 +209,6 @@ def _journal_of(config: RunConfig) -> Path | None:
 
     path = Path(config.resume or config.out or RUNS / LATEST, JOURNAL)
     return path.resolve() if path.is_file() else None
-
-
-def _way_on(config: RunConfig, before: Path | None) -> str | None:
-    """What to do after an abort; nothing where there was no journal yet."""
-    after = _journal_of(config)
-    if after is None or (after == before and config.resume is None):
-        return None
-    name = config.resume or config.out or "latest"
-    return f"What was finished is saved; go on with `search --resume {name}`."
 
 
 def estimate(config: RunConfig, results: Results) -> str:

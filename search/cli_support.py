@@ -11,9 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from search.errors import TailorbirdError, did_you_mean
+
+if TYPE_CHECKING:
+    from search.config import RunConfig
 
 INTERRUPTED = 130
 #: Characters of one line of an error.
@@ -181,6 +185,15 @@ def stop_on_interrupt(notice: Callable[[str], None], what: str = "evaluation") -
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def way_on(config: RunConfig, before: Path | None, after: Path | None) -> str | None:
+    """What to do after an abort; nothing where no journal (or group of them) began. ``before``, ``after``:
+    the one that a run of this config appends to, as it was found then and now."""
+    if after is None or (after == before and config.resume is None):
+        return None
+    name = config.resume or config.out or "latest"
+    return f"What was finished is saved; go on with `search --resume {name}`."
 
 
 def as_typed(arguments: Sequence[str]) -> tuple[str, ...]:

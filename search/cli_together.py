@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.cli_support import Interrupted, answer, say, session, stop_on_interrupt
+from search.cli_support import Interrupted, answer, say, session, stop_on_interrupt, way_on
 
 if TYPE_CHECKING:
     from search.config import RunConfig
@@ -29,7 +29,7 @@ def run_together(config: RunConfig, header: bool) -> None:
         try:
             found = together.run(config, progress, stop, command=("search", *sys.argv[1:]))
         except KeyboardInterrupt:
-            session.resume_hint = _way_on(config, before)
+            session.resume_hint = way_on(config, before, _group_of(config))
             raise
         finally:
             progress.close()
@@ -57,15 +57,6 @@ def _group_of(config: RunConfig) -> Path | None:
 
     found = find_group(config.resume or config.out or "latest")
     return None if found is None else found.resolve()
-
-
-def _way_on(config: RunConfig, before: Path | None) -> str | None:
-    """What to do after an abort; nothing where there was no group yet."""
-    after = _group_of(config)
-    if after is None or (after == before and config.resume is None):
-        return None
-    name = config.resume or config.out or "latest"
-    return f"What was finished is saved; go on with `search --resume {name}`."
 
 
 __all__ = ["run_together"]

@@ -8,17 +8,16 @@ nowhere. `?sslmode=verify-full` and all else that libpq knows goes behind the ad
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from compressors.policy import ResolvedPolicy
 
 from .evidence import Evidence
-from .pool import Context, Entry, Store, StoreError
+from .pool import Context, Entry, StoreError
 from .pool_address import without_password
-from .pool_rows import LARGEST, pack, unpacked_context, unpacked_evidence, unpacked_policy
+from .pool_rows import LARGEST, TOGETHER, Row, RowStore, pack, unpacked_evidence
 
 if TYPE_CHECKING:
     import psycopg
@@ -30,8 +29,6 @@ Connection = Any  # psycopg.Connection[Any], whose queries only take literals
 SCHEMA_VERSION = 1
 #: Seconds until a server that does not answer counts as gone.
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 20
-#: Rows that are written, or read, at a time: others get their turn in between.
-TOGETHER = 100
 #: A transaction that the server gave up for another's sake is tried again so often.
 TRIES = 5
 #: Any number: who makes the tables holds the lock of this name.
@@ -71,7 +68,7 @@ SELECT pg_total_relation_size('tailorbird_evidence') + pg_total_relation_size('t
 """
 
 
-class PostgresStore(Store):
+class PostgresStore(RowStore):
     """Evidence on a server. Rows are locked while they are added to, so that writers lose nothing of each
     other's. A line that was cut is opened once more; after that the server counts as gone."""
 
@@ -90,33 +87,18 @@ class PostgresStore(Store):
 
         return self._safely("read", read)
 
-    def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
-        self.put_all([Entry(context, policy, evidence)])
+    def _merge(self, entries: list[Entry]) -> None:
+        # All take their locks in one order, so that no two wait for each other.
+        entries = sorted(entries, key=lambda e: (e.context.digest, e.policy.digest))
+        self._safely("write", lambda connection: _merge(connection, entries))
 
-    def put_all(self, entries: Iterable[Entry]) -> None:
-        waiting = iter(entries)
-        while some := list(itertools.islice(waiting, TOGETHER)):
-            # All take their locks in one order, so that no two wait for each other.
-            some.sort(key=lambda e: (e.context.digest, e.policy.digest))
-            self._safely("write", lambda connection, some=some: _merge(connection, some))  # type: ignore[misc]
+    def _page(self, after: tuple[str, str]) -> list[Row]:
+        return self._safely("read", lambda connection: _page(connection, after))
 
-    def entries(self) -> Iterator[Entry]:
-        after = ("", "")
-        while True:
-            rows = self._safely("read", lambda connection, after=after: _page(connection, after))  # type: ignore[misc]
-            for digest, text, name, policy, evidence in rows:
-                context, known = unpacked_context(text, digest), unpacked_evidence(evidence)
-                resolved = unpacked_policy(policy, name)
-                if context is not None and resolved is not None and known is not None:
-                    yield Entry(context, resolved, known)
-            if len(rows) < TOGETHER:
-                return
-            after = (rows[-1][0], rows[-1][2])
-
-    def counts(self) -> list[tuple[Context, int]]:
+    def _counted(self) -> list[tuple[str, str, int]]:
+        rows: list[tuple[str, str, int]]
         rows = self._safely("read", lambda connection: connection.execute(_COUNTS).fetchall())
-        found = [(unpacked_context(text, digest), int(count)) for digest, text, count in rows]
-        return [(context, count) for context, count in found if context is not None]
+        return rows
 
     def size_bytes(self) -> int:
         return int(self._safely("read", lambda connection: connection.execute(_SIZE).fetchone()[0]))
@@ -254,7 +236,7 @@ def _merge(connection: Connection, entries: list[Entry]) -> None:
                 connection.execute(_SET, (document, pack(after.to_dict()), *key))
 
 
-def _page(connection: Connection, after: tuple[str, str]) -> list[tuple[str, str, str, bytes, bytes]]:
+def _page(connection: Connection, after: tuple[str, str]) -> list[Row]:
     found: list[tuple[str, str, str, bytes, bytes]] = connection.execute(
         _PAGE, (*after, LARGEST, LARGEST, TOGETHER)
     ).fetchall()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import sqlite3
 import time
@@ -15,8 +14,8 @@ from typing import TypeVar
 from compressors.policy import ResolvedPolicy
 
 from .evidence import Evidence
-from .pool import Context, Entry, Store, StoreError
-from .pool_rows import LARGEST, pack, unpacked_context, unpacked_evidence, unpacked_policy
+from .pool import Context, Entry, StoreError
+from .pool_rows import LARGEST, TOGETHER, Row, RowStore, pack, unpacked_evidence
 
 R = TypeVar("R")
 
@@ -24,8 +23,6 @@ R = TypeVar("R")
 SCHEMA_VERSION = 1
 #: Seconds to wait for another process that writes.
 PATIENCE = 20.0
-#: Rows that are written, or read, at a time: others get their turn in between.
-TOGETHER = 100
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS contexts (
@@ -46,7 +43,7 @@ ORDER BY digest, policy LIMIT ?
 """
 
 
-class SqliteStore(Store):
+class SqliteStore(RowStore):
     """Evidence in a file, in write-ahead mode: readers and one writer do not wait for each other.
 
     Documents are zlib streams, whose checksums tell when a page went bad. A file that SQLite finds damaged
@@ -80,31 +77,14 @@ class SqliteStore(Store):
 
         return self._safely("read", read)
 
-    def put(self, context: Context, policy: ResolvedPolicy, evidence: Evidence) -> None:
-        self.put_all([Entry(context, policy, evidence)])
+    def _merge(self, entries: list[Entry]) -> None:
+        self._safely("write", lambda connection: _merge(connection, entries))
 
-    def put_all(self, entries: Iterable[Entry]) -> None:
-        waiting = iter(entries)
-        while some := list(itertools.islice(waiting, TOGETHER)):
-            self._safely("write", lambda connection, some=some: _merge(connection, some))  # type: ignore[misc]
+    def _page(self, after: tuple[str, str]) -> list[Row]:
+        return self._safely("read", lambda connection: _page(connection, after))
 
-    def entries(self) -> Iterator[Entry]:
-        after = ("", "")
-        while True:
-            rows = self._safely("read", lambda connection, after=after: _page(connection, after))  # type: ignore[misc]
-            for digest, text, name, policy, evidence in rows:
-                context, known = unpacked_context(text, digest), unpacked_evidence(evidence)
-                resolved = unpacked_policy(policy, name)
-                if context is not None and resolved is not None and known is not None:
-                    yield Entry(context, resolved, known)
-            if len(rows) < TOGETHER:
-                return
-            after = (rows[-1][0], rows[-1][2])
-
-    def counts(self) -> list[tuple[Context, int]]:
-        rows = self._safely("read", lambda connection: connection.execute(_COUNTS).fetchall())
-        found = [(unpacked_context(text, digest), int(count)) for digest, text, count in rows]
-        return [(context, count) for context, count in found if context is not None]
+    def _counted(self) -> list[tuple[str, str, int]]:
+        return self._safely("read", lambda connection: connection.execute(_COUNTS).fetchall())
 
     def size_bytes(self) -> int:
         with self._told("read"):
@@ -191,7 +171,7 @@ def _context(connection: sqlite3.Connection, context: Context) -> int:
     return int(row[0])
 
 
-def _page(connection: sqlite3.Connection, after: tuple[str, str]) -> list[tuple[str, str, str, bytes, bytes]]:
+def _page(connection: sqlite3.Connection, after: tuple[str, str]) -> list[Row]:
     return connection.execute(_PAGE, (*after, LARGEST, LARGEST, TOGETHER)).fetchall()
 
 
