@@ -60,6 +60,12 @@ class Ending:
             hashlib.sha256((folder / MODEL).read_bytes()).hexdigest(),
         )
 
+    def unlike(self, standard: Ending) -> list[str]:
+        """In what the best policy and its file differ from another ending's."""
+        if (self.best, self.score) != (standard.best, standard.score):
+            return [f"best {self.best} {self.score:.4f}, not {standard.best} {standard.score:.4f}"]
+        return [] if self.model == standard.model else ["the exported file differs"]
+
 
 def _digest(record: Record) -> str:
     policy = json.dumps(record.data["outcome"]["policy"], sort_keys=True)
@@ -152,10 +158,7 @@ def judge(arguments: argparse.Namespace, standard: Ending, end: Ending, before: 
         same = sum(a == b for a, b in zip(end.evaluated, standard.evaluated, strict=False))
         if end.evaluated != standard.evaluated:
             wrong.append(f"only {same} evaluations are the standard's")
-        if (end.best, end.score) != (standard.best, standard.score):
-            wrong.append(f"best {end.best} {end.score:.4f}, not {standard.best} {standard.score:.4f}")
-        elif end.model != standard.model:
-            wrong.append("the exported file differs")
+        wrong += end.unlike(standard)
     return "; ".join(wrong)
 
 
