@@ -21,6 +21,8 @@ from hw_profiles.profiles import ProfileStore
 PAUSES = (1.0, 5.0, 15.0)
 #: Seconds that a device which throttled is left alone before its networks are repeated.
 COOL_SECONDS = 20.0
+#: Seconds that a device which became slower is given to be as fast as it was; looked at after every pause.
+SLOW_SECONDS, SLOW_PAUSE = 60.0, 1.0
 #: Works that are kept at hand, to be measured again should the device turn out to have been slow.
 LATEST = 256
 
@@ -67,6 +69,7 @@ def profile(
     stop: threading.Event | None = None,
     pauses: tuple[float, ...] = PAUSES,
     cool_seconds: float = COOL_SECONDS,
+    slow_seconds: float = SLOW_SECONDS,
 ) -> ProfilingReport:
     """Measure, interleaved in batches, the works that the store does not hold for this device.
 
@@ -75,14 +78,16 @@ def profile(
     at the store in between. An unstable sample is repeated up to `repeats` times, then kept with its verdict
     if `accept_unstable`, else refused. An `anchor` is measured along with every batch and stored nowhere:
     what is measured while it is slower than it was is unstable; what was measured before it was faster than
-    ever is measured again, with the batches that follow. A lost device is tried again after each of `pauses`.
+    ever is measured again, with the batches that follow. After a slow batch the anchor alone is measured,
+    until it is as fast as it was or `slow_seconds` are over. A lost device is tried again after each of
+    `pauses`.
 
     Raises DeviceError (exit 5) for a device that stays lost, or on which nothing is steady, and StoreError
     (exit 5) when the disk is full; what was measured until then is stored, and the same call goes on there.
     """
     return _Profiling(
         device, store, budget_seconds, batch, repeats, accept_unstable, progress, stop, pauses, cool_seconds,
-        Pace(anchor),
+        slow_seconds, Pace(anchor),
     ).run(works)  # fmt: skip
 
 
@@ -117,6 +122,7 @@ class _Profiling:
     stop: threading.Event | None
     pauses: tuple[float, ...]
     cool_seconds: float
+    slow_seconds: float
     pace: Pace
 
     def run(self, works: Iterable[Work]) -> ProfilingReport:
@@ -216,7 +222,22 @@ class _Profiling:
             if waiting and throttled:
                 self._wait(self.cool_seconds)
         self.again |= {key: self.latest[key] for key in self.pace.outdated() if key in self.latest}
+        self._until_fast()
         return True
+
+    def _until_fast(self) -> None:
+        """While the device is slower than it was, look at its pace alone: what else came would not count."""
+        until = time.monotonic() + self.slow_seconds
+        while self.pace.slow() and time.monotonic() < until and not self._stopped() and not self._over(0.0):
+            self._wait(SLOW_PAUSE)
+            self.pace.begin()
+            try:
+                for sample in self.device.measure(self.pace.works()):
+                    self.pace.tell(sample)
+            except StoreError:
+                raise
+            except DeviceError:
+                return  # the next batch tries again, and says so
 
     def _settled(self, sample: Sample, work: Work, unsteady: dict[str, Work]) -> bool:
         """Store a sample, or remember it as unsteady; whether this batch is done with its work.

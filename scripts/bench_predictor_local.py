@@ -91,7 +91,7 @@ def profiled(machine: LocalDevice, target: Target, cache: Path, args: argparse.N
         begun, cpu = time.monotonic(), _cpu_seconds()
         found = profile(
             machine, planner.works(), store, budget_seconds=60 * args.minutes, batch=planner.batch,
-            accept_unstable=True, progress=_tell,
+            accept_unstable=True, anchor=planner.anchor(), progress=_tell,
         )  # fmt: skip
         taken, busy = (time.monotonic() - begun) / 60, (_cpu_seconds() - cpu) / 60
         text = (
@@ -125,8 +125,9 @@ def held_out_cases(machine: LocalDevice, cache: Path, args: argparse.Namespace) 
         made = list(held_out(args.per_family, args.seed))
         runs = runs_of(args.threads)
         works = [Work(f"{h.mode}:{h.name}", h.model, args.threads, *runs, kernels=True) for h in made]
+        anchor = Planner(load_target("local"), args.threads, seed=args.seed).anchor()
         for store in stores:
-            profile(machine, works, store, batch=12, accept_unstable=True, progress=_tell)
+            profile(machine, works, store, batch=12, accept_unstable=True, anchor=anchor, progress=_tell)
         index.write_text(json.dumps([w.key for w in works]), encoding="utf-8")
     keys = set(json.loads(index.read_text(encoding="utf-8")))
     rows: dict[str, list[NetworkRow]] = {key: [] for key in sorted(keys)}

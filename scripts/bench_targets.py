@@ -136,7 +136,8 @@ def best(results: Results) -> float:
 
 def compared(plan: Plan, task: str, seed: int) -> tuple[list[Line], int]:
     """One line a target, and the evaluations that the targets together took, the matrix's included."""
-    share = -(-total_evaluations(_config(plan, task)) // len(plan.targets))
+    count = len(plan.targets)
+    share = -(-total_evaluations(_config(plan, task), count) // count)
     joint = plan.together(task, seed)
     matrix = joint[0].get("matrix")
     paid = 0 if matrix is None else matrix["evaluations"] + matrix["further"]

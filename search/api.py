@@ -34,7 +34,10 @@ def run(
     config = _config(given)
     if len(config.target) > 1 and not config.dry_run:
         together.check(config)
-        return list(together.run(config, progress, stop, own).results)
+        found = together.run(config, progress, stop, own)
+        if found.failed:
+            raise found.failed[0]
+        return list(found.results)
     engine.check(config)
     return [engine.run(one, progress, stop, own) for one in config.for_each_target()]
 

@@ -41,6 +41,7 @@ class Session:
     quiet: bool = False
     verbose: bool = False
     resume_hint: str | None = None
+    answered: bool = False
 
 
 session = Session()
@@ -53,6 +54,7 @@ def configure(arguments: list[str]) -> None:
     session.debug = "--debug" in before_dashes
     session.quiet = session.verbose = False
     session.resume_hint = None
+    session.answered = False
 
 
 def say(text: str) -> None:
@@ -69,6 +71,7 @@ def note(text: str) -> None:
 
 def answer(document: Any, text: Callable[[], str]) -> None:
     """One JSON document with `--json`, else text."""
+    session.answered = True
     say(json.dumps(_finite(document), indent=1, ensure_ascii=False) if session.json else text())
 
 
@@ -92,7 +95,7 @@ def exit_code_of(error: BaseException) -> int | None:
 
 
 def report_error(error: BaseException) -> int:
-    """Tells of an error the way the flags ask for; the exit code."""
+    """Tells of an error the way the flags ask for; the exit code. Stdout has one JSON document at most."""
     known = exit_code_of(error)
     if session.debug:
         import traceback
@@ -100,7 +103,7 @@ def report_error(error: BaseException) -> int:
         traceback.print_exception(error)
     message, hint = words_of(error, known is not None)
     code = 1 if known is None else known
-    if session.json:
+    if session.json and not session.answered:
         fields = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": code}
         say(json.dumps({"error": fields}, indent=1, ensure_ascii=False))
     else:

@@ -6,14 +6,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.cli_support import Interrupted, answer, say, session, stop_on_interrupt, way_on
+from search.cli_support import (
+    Interrupted,
+    answer,
+    exit_code_of,
+    say,
+    session,
+    stop_on_interrupt,
+    way_on,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from search.config import RunConfig
 
 
 def run_together(config: RunConfig, header: bool) -> None:
-    """Searches all targets together; prints each result, then the matrix. Raises Interrupted after Ctrl-C.
+    """Searches all targets together; prints each result, then the matrix.
+
+    Raises Interrupted after Ctrl-C and, once all is printed, the error of a target that was left out.
 
     ``header``: whether stdout needs the header lines.
     """
@@ -42,13 +53,16 @@ def run_together(config: RunConfig, header: bool) -> None:
             f"Go on with `search --resume {found.folder}`.",
         )
     if session.json:
-        answer({"runs": documents, "matrix": found.matrix}, str)
-        return
-    for result in found.results:
-        say(render(result.results, result.folder, header=header))
-    if found.matrix is not None:
-        task = documents[0]["task"]
-        say("\n".join(matrix_lines(found.matrix, task["metric"], task["metric_unit"])))
+        failed = [{"message": words_of(e, True)[0], "exit_code": exit_code_of(e)} for e in found.failed]
+        answer({"runs": documents, "matrix": found.matrix, "failed": failed}, str)
+    else:
+        for result in found.results:
+            say(render(result.results, result.folder, header=header))
+        if found.matrix is not None:
+            task = documents[0]["task"]
+            say("\n".join(matrix_lines(found.matrix, task["metric"], task["metric_unit"])))
+    if found.failed:
+        raise found.failed[0]
 
 
 def _group_of(config: RunConfig) -> Path | None:

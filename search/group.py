@@ -62,7 +62,8 @@ class Group:
         """The config of each run: a begun one goes on, the others begin."""
         from .config import resumed_config
 
-        share = ceil(total_evaluations(self.config) / len(self.config.target))
+        count = len(self.config.target)
+        share = ceil(total_evaluations(self.config, count) / count)
         changed = {name: getattr(self.config, name) for name in _KEPT_EQUAL}
         found = []
         for one in self.config.model_copy(update={"out": str(self.path), "resume": None}).for_each_target():
@@ -87,9 +88,9 @@ class Group:
 _KEPT_EQUAL = ("timeout", "recover", "workers", "pool", "accept_unstable")
 
 
-def total_evaluations(config: RunConfig) -> int:
-    """Evaluations of all targets together."""
-    count, alone = len(config.target), config.evaluations
+def total_evaluations(config: RunConfig, count: int) -> int:
+    """Evaluations of ``count`` targets together."""
+    alone = config.evaluations
     return max(ceil(alone * (1.0 + FURTHER * (count - 1))), count * min(alone, LEAST))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +47,15 @@ FREE, TAKEN, COMMON = "free: ", "taken: ", "common: "
 
 @dataclass(frozen=True)
 class Together:
-    """What a search for several targets gives: a result each, and the matrix unless it was interrupted."""
+    """What a search for several targets gives: a result each, and the matrix unless it was interrupted.
+
+    ``failed``: the errors of targets that have none, each beginning with the target's name.
+    """
 
     folder: Path
     results: tuple[RunResult, ...]
     matrix: Matrix | None
+    failed: tuple[Exception, ...] = ()
 
 
 def check(config: RunConfig) -> None:
@@ -76,60 +80,93 @@ def run(
 ) -> Together:
     """Search all targets of a configuration together; begin, or go on where its ``resume`` names a group.
 
-    Raises the package's errors; where only one target fails, once the others' results are written.
+    A target that cannot hold its budget, or whose result cannot be delivered, is left out, and the others go
+    on. Raises the package's errors; a target's own where all of them fail.
     """
     show = _Once(progress if progress is not None else Silent())
     shared = prepared(task) if task is not None else load_task(config.task_spec())
     group = None if config.resume is None else Group(Path(config.resume), config)
     first = config.for_each_target() if group is None else group.configs
     setups = [load_setup(one, shared) for one in first]
-    for setup in setups:
-        _require(setup)
+    failed = _Failed(show)
+    feasible = [_can_hold(setup, failed) for setup in setups]
+    failed.unless(any(feasible))
     if group is not None:
         group.write(None)
     else:
         group = Group.create(config)
         for setup, one in zip(setups, group.configs, strict=True):
             setup.config = one
-    studies = Studies(setups, total_evaluations(config))
+    studies = Studies()
     with ExitStack() as runs:
-        for at, setup in enumerate(setups):
-            joined = partial(studies.joined, at)
-            studies.add(runs.enter_context(engine.begun(setup, show, stop, command, joined)))
+        for setup in (s for s, holds in zip(setups, feasible, strict=True) if holds):
+            joined = partial(studies.joined, len(studies.searches))
+            try:
+                studies.searches.append(runs.enter_context(engine.begun(setup, show, stop, command, joined)))
+            except NothingFeasibleError as problem:  # by prices that its device corrected
+                failed.add(setup, problem)
+        failed.unless(bool(studies.searches))
         with ExitStack() as evaluators:
             for search in studies.searches:
                 evaluators.enter_context(search.study.evaluator)
-            studies.search(show, stop, config.timeout_seconds)
+            studies.search(
+                total_evaluations(config, len(studies.searches)), show, stop, config.timeout_seconds
+            )
             chosen = [engine.shortlisted(search) for search in studies.searches]
-        documents, matrix = _ended(studies, chosen)
+        documents, matrix = _ended(studies, chosen, failed)
     group.write(matrix)
     found = [
         RunResult(search.run.folder.path, results, task)
         for search, results in zip(studies.searches, documents, strict=True)
+        if results is not None
     ]
-    return Together(group.path, tuple(found), matrix)
+    failed.unless(bool(found))
+    return Together(group.path, tuple(found), matrix, tuple(failed.errors))
 
 
-def _require(setup: Setup) -> None:
-    """Refuse what cannot be reached before anything is paid for, for whichever target."""
+class _Failed:
+    """Targets that are left out: each is told of once, when it is found out."""
+
+    def __init__(self, show: Progress) -> None:
+        self.errors: list[Exception] = []
+        self._show = show
+
+    def add(self, setup: Setup, problem: TailorbirdError | NothingFeasibleError) -> None:
+        if isinstance(problem, TailorbirdError):
+            problem.message = f"{setup.target.name}: {problem.message}"
+        else:
+            problem = NothingFeasibleError(f"{setup.target.name}: {problem}")
+        self.errors.append(problem)
+        self._show.note(f"left out {str(problem).partition(chr(10))[0]}")
+
+    def unless(self, some: bool) -> None:
+        """Raise the first error where no target is left."""
+        if not some:
+            raise self.errors[0]
+
+
+def _can_hold(setup: Setup, failed: _Failed) -> bool:
+    """Whether a target's budget can be held, as far as that can be known before its device is asked."""
     if measures(setup):  # once prices are corrected
-        return
+        return True
     try:
         require_feasible(setup.problem)
     except NothingFeasibleError as problem:
-        raise NothingFeasibleError(f"{setup.target.name}: {problem}") from problem
+        failed.add(setup, problem)
+        return False
+    return True
 
 
-def _ended(studies: Studies, chosen: Sequence[list[Outcome]]) -> tuple[list[Results], Matrix | None]:
-    """Conclude every run and write it, whatever becomes of the others."""
+def _ended(
+    studies: Studies, chosen: Sequence[list[Outcome]], failed: _Failed
+) -> tuple[list[Results | None], Matrix | None]:
+    """Conclude every run and write it, whatever becomes of the others: None for one that failed."""
     documents: list[Results | None] = []
-    trouble: TailorbirdError | None = None
     for search, outcomes in zip(studies.searches, chosen, strict=True):
         try:
             documents.append(engine.concluded(search, outcomes))
         except TailorbirdError as problem:
-            problem.message = f"{search.run.setup.target.name}: {problem.message}"
-            trouble = trouble or problem
+            failed.add(search.run.setup, problem)
             documents.append(None)
     matrix = studies.matrix()
     for search, results in zip(studies.searches, documents, strict=True):
@@ -137,25 +174,20 @@ def _ended(studies: Studies, chosen: Sequence[list[Outcome]]) -> tuple[list[Resu
             results["matrix"] = matrix
             results["search"]["reused"] = studies.reused(search)
             engine.written(search, results)
-    if trouble is not None:
-        raise trouble
-    return [d for d in documents if d is not None], matrix
+    return documents, matrix
 
 
 @dataclass
 class Studies:
     """The studies of all targets under way, and whose turn it is."""
 
-    setups: Sequence[Setup]
-    total: int
     searches: list[Search] = field(default_factory=list)
     _forced: dict[int, Offer] = field(default_factory=dict)
 
-    def add(self, search: Search) -> None:
-        """One more search has begun, in the order of the setups."""
-        self.searches.append(search)
-        if len(self.searches) == len(self.setups):
-            self.exchange = Exchange([_party(s) for s in self.searches])
+    @cached_property
+    def exchange(self) -> Exchange:
+        """What the studies are worth to each other, once all have begun."""
+        return Exchange([_party(s) for s in self.searches])
 
     def joined(self, at: int, setup: Setup, agent: Agent) -> Agent:
         """The agent of a target behind one that offers it what the others found."""
@@ -196,12 +228,12 @@ class Studies:
 
     # -- the search
 
-    def search(self, show: Progress, stop: threading.Event | None, timeout: float | None) -> None:
-        """Turns, until the evaluations are spent, time is up, or no agent has anything new."""
+    def search(self, total: int, show: Progress, stop: threading.Event | None, timeout: float | None) -> None:
+        """Turns, until ``total`` evaluations are spent, time is up, or no agent has anything new."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        show.start(self.total, self.all_paid, self.setups[0].task.metric.unit)
-        reserve = max(len(self.searches) - 1, int(COMMON_SHARE * self.total))
-        reserve = min(reserve, self.total // 4)
+        show.start(total, self.all_paid, self.searches[0].run.setup.task.metric.unit)
+        reserve = max(len(self.searches) - 1, int(COMMON_SHARE * total))
+        reserve = min(reserve, total // 4)
 
         def over() -> bool:
             late = deadline is not None and time.monotonic() >= deadline
@@ -215,10 +247,10 @@ class Studies:
                 if not self._turn(at, until - self.all_paid, show, stop):
                     resting.add(at)
 
-        turns(self.total - reserve)
-        while not over() and self.all_paid < self.total and self._common(show, stop):
+        turns(total - reserve)
+        while not over() and self.all_paid < total and self._common(show, stop):
             pass
-        turns(self.total)
+        turns(total)
         for at in range(len(self.searches)):
             while not over() and self._free(at) and self._turn(at, 1, show, stop):
                 pass
@@ -254,12 +286,13 @@ class Studies:
     # -- what comes of it
 
     def matrix(self) -> Matrix | None:
-        """The matrix of the delivered policies; None unless every target has one."""
-        delivered = [s.delivered for s in self.searches]
-        picked = [d.candidate.searched.policy for d in delivered if d is not None]
-        if len(picked) < len(self.searches):
+        """The matrix of the delivered policies and their targets; None unless there are two."""
+        ended = [s for s in self.searches if s.delivered is not None]
+        picked = [s.delivered.candidate.searched.policy for s in ended if s.delivered is not None]
+        if len(picked) < 2 or any(s.run.stopped and s.delivered is None for s in self.searches):
             return None
-        return matrix_of(self.setups, picked, self.exchange, self.all_paid)
+        among = self.exchange if len(ended) == len(self.searches) else Exchange([_party(s) for s in ended])
+        return matrix_of([s.run.setup for s in ended], picked, among, self.all_paid)
 
 
 def _party(search: Search) -> Party:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hw_profiles import profiling
 from hw_profiles.devices import Condition, Work
 from hw_profiles.devices.local import LocalDevice
 from hw_profiles.devices.simulated import SimulatedDevice, Trouble, by_size
@@ -202,16 +203,28 @@ def test_a_slow_phase_is_seen_by_the_anchor_and_measured_again(tmp_path: Path) -
     stores = ProfileStore(tmp_path / "blind"), ProfileStore(tmp_path / "seeing")
     assert profile(blind, WORKS, stores[0], batch=2).refused == {}
     assert max(_off(blind, stores[0])) > 1.25  # and called stable
-    report = profile(seeing, WORKS, stores[1], batch=2, anchor=ANCHOR)
+    report = profile(seeing, WORKS, stores[1], batch=2, anchor=ANCHOR, slow_seconds=0.0)
     assert (report.measured, report.refused) == (6, {})
     assert max(_off(seeing, stores[1])) < 1.02
     assert seeing.given > 6 + 3
     assert len(stores[1].open(seeing.facts(), 1).rows) == 6  # what came in the slow phase was not stored
 
 
+def test_a_slow_phase_is_waited_for_and_costs_no_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "SLOW_PAUSE", 0.001)
+    device, store = _phases(range(3, 30)), ProfileStore(tmp_path)
+    report = profile(device, WORKS, store, batch=2, anchor=ANCHOR)
+    assert (report.measured, report.refused) == (6, {})
+    assert max(_off(device, store)) < 1.02
+    # a batch and its anchor at first, the same while it is slow, 24 looks and the last one, then all that is left
+    assert device.given == 3 + 3 + 25 + 5
+
+
 def test_what_was_measured_before_a_device_became_faster_is_measured_again(tmp_path: Path) -> None:
     device, store = _phases(range(6)), ProfileStore(tmp_path)
-    report = profile(device, WORKS, store, batch=2, anchor=ANCHOR)
+    report = profile(device, WORKS, store, batch=2, anchor=ANCHOR, slow_seconds=0.0)
     assert (report.measured, report.refused) == (6, {})
     assert max(_off(device, store)) < 1.02
     rows = store.open(device.facts(), 1).rows
@@ -220,13 +233,13 @@ def test_what_was_measured_before_a_device_became_faster_is_measured_again(tmp_p
 
 def test_a_phase_that_does_not_end_is_refused_or_kept_with_its_reason(tmp_path: Path) -> None:
     slow = _phases(range(3, 999))
-    report = profile(slow, WORKS[:4], ProfileStore(tmp_path / "a"), batch=2, anchor=ANCHOR)
+    report = profile(slow, WORKS[:4], ProfileStore(tmp_path / "a"), batch=2, anchor=ANCHOR, slow_seconds=0.0)
     assert report.measured == 2
     assert sorted(report.refused) == ["lenet 2", "lenet 3"]
     assert "slower than it was" in report.refused["lenet 2"]
     store = ProfileStore(tmp_path / "b")
     slow = _phases(range(3, 999))
-    report = profile(slow, WORKS[:4], store, batch=2, anchor=ANCHOR, accept_unstable=True)
+    report = profile(slow, WORKS[:4], store, batch=2, anchor=ANCHOR, accept_unstable=True, slow_seconds=0.0)
     assert (report.measured, report.unstable_kept) == (4, 2)
     row = store.open(slow.facts(), 1).measured[model_hash(WORKS[2])]
     assert not row.stable

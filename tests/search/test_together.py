@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agents.joined import Exchange, Party
+from agents.repair import smallest_reachable
 from compressors.policy import ResolvedPolicy
 from search import together
 from search.cli import main
@@ -45,7 +46,7 @@ def standard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "group"
 
 
-def evaluated(folder: Path) -> dict[str, list[tuple[object, ...]]]:
+def evaluated(folder: Path) -> dict[str, list[tuple[Any, str, Any]]]:
     """Of every run what was evaluated, in order."""
     found = {}
     for target in TARGETS:
@@ -83,12 +84,12 @@ def test_every_target_has_a_whole_run_of_its_own(standard: Path) -> None:
 
 
 def test_the_evaluations_are_those_of_one_and_a_share_for_each_further_target(standard: Path) -> None:
-    total = total_evaluations(make_config({"target": TARGETS, "evaluations": EVALUATIONS}))
+    total = total_evaluations(make_config({"target": TARGETS, "evaluations": EVALUATIONS}), len(TARGETS))
     paid = sum(not o.startswith(together.FREE) for t in TARGETS for o in origins(standard, t))
     assert paid <= total < 2 * EVALUATIONS
     assert json.loads((standard / TOGETHER).read_text())["matrix"]["evaluations"] == paid
     hundred = make_config({"target": ("a", "b", "c"), "evaluations": 100})
-    assert total_evaluations(hundred) + 3 * 2 <= 130
+    assert total_evaluations(hundred, 3) + 3 * 2 <= 130
 
 
 def test_what_targets_of_the_same_numerics_evaluated_both_have(standard: Path) -> None:
@@ -274,12 +275,45 @@ def test_what_cannot_be_is_refused_in_a_line(
     assert words_of_it in capsys.readouterr().err
 
 
-def test_a_target_that_cannot_hold_its_budget_is_named_before_anything_is_paid_for(
+def test_a_target_that_cannot_hold_its_budget_is_left_out_and_the_others_are_searched(
     standard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [f"--target={','.join(TARGETS[::2])}", f"--task={task_of(standard)}", "--max-latency=0.1ms"]
+    folder = tmp_path / "group"
+    names = "raspberry-pi-5,fpga-zcu104-dpu,raspberry-pi-zero-2-w"
+    given = [f"--target={names}", f"--task={task_of(standard)}", f"--max-latency={between(standard)}ms"]
+    given += ["--recover=0", "--pool=off", "--evaluations=10", f"--out={folder}", "--json"]
+    assert main(given) == 4
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert [r["target"]["name"] for r in document["runs"]] == ["raspberry-pi-5", "fpga-zcu104-dpu"]
+    assert all(r["run"]["state"] == "complete" and r["picked"] for r in document["runs"])
+    assert [row["policy"] for row in document["matrix"]["rows"]] == ["raspberry-pi-5", "fpga-zcu104-dpu"]
+    assert document["failed"][0]["exit_code"] == 4
+    assert document["failed"][0]["message"].startswith("raspberry-pi-zero-2-w: nothing feasible")
+    assert "search: raspberry-pi-zero-2-w: nothing feasible" in err
+    assert document["matrix"]["evaluations"] <= total_evaluations(make_config({"target": names}), 2)
+    assert main(["--resume", str(folder), "--quiet"]) == 4
+    assert "top1" in capsys.readouterr().out
+
+
+def between(standard: Path) -> float:
+    """A latency that the fast ones of some targets hold easily and the slow one cannot."""
+    found = {}
+    for name in ("raspberry-pi-5", "fpga-zcu104-dpu", "raspberry-pi-zero-2-w"):
+        setup = load_setup(load_config({"target": name, "task": task_of(standard), "max_size": "0.4x"}))
+        found[name] = smallest_reachable(setup.problem)[0]["latency_ms"]
+    least = found.pop("raspberry-pi-zero-2-w")
+    most = max(found.values())
+    assert most < 0.9 * least, found
+    return 0.5 * (least + most)
+
+
+def test_targets_that_all_cannot_hold_their_budget_are_named_before_anything_is_paid_for(
+    standard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--target={','.join(TARGETS[::2])}", f"--task={task_of(standard)}", "--max-latency=0.001ms"]
     given.append(f"--out={tmp_path / 'group'}")
-    assert main([*given, "--max-size=500B"]) == 4
+    assert main(given) == 4
     told = capsys.readouterr().err
     assert "raspberry-pi-4: nothing feasible" in told or "fpga-zcu104-dpu: nothing feasible" in told
     assert not (tmp_path / "group").exists()
