@@ -245,6 +245,7 @@ class _Profiling:
         What is unsteady by itself is repeated at once; what came while the device was slow, with the batches
         that follow.
         """
+        sample = self.pace.calm(sample, work.rounds)
         stable, why = sample.verdict()
         slow = self.pace.slow() if stable else ""
         if sample.error or (stable and not slow):
