@@ -48,9 +48,9 @@ def test_what_was_measured_before_the_device_became_faster_is_outdated_once() ->
     assert found.outdated() == []
 
 
-@pytest.mark.parametrize(("given", "rounds"), [(sample((5.0, 6.0, 7.0, 5.1), threads=1), 4),
-                                               (sample((5.0, 6.0, 7.0)), 3), (sample((5.0, 6.0)), 4)])  # fmt: skip
-def test_a_sample_that_cannot_be_told_by_the_anchors_rounds_stays_as_it_is(
-    given: Sample, rounds: int
-) -> None:
+CANNOT = [(sample((5.0, 6.0, 7.0, 5.1), threads=1), 4), (sample((5.0, 6.0, 7.0)), 3), (sample((5.0,) * 5), 4)]
+
+
+@pytest.mark.parametrize(("given", "rounds"), CANNOT)
+def test_a_sample_that_the_anchors_rounds_say_nothing_of_stays_as_it_is(given: Sample, rounds: int) -> None:
     assert pace((1.0, 1.2, 1.2, 1.0)).calm(given, rounds) is given

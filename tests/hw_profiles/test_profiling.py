@@ -218,7 +218,7 @@ def test_a_slow_phase_is_waited_for_and_costs_no_tries(
     report = profile(device, WORKS, store, batch=2, anchor=ANCHOR)
     assert (report.measured, report.refused) == (6, {})
     assert max(_off(device, store)) < 1.02
-    # a batch and its anchor at first, the same while it is slow, 24 looks and the last one, then all that is left
+    # a batch with its anchor, the same while it is slow, 24 looks and the last one, then all that is left
     assert device.given == 3 + 3 + 25 + 5
 
 
