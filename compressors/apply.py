@@ -429,7 +429,7 @@ class Quantizing:
         return value - delta.reshape([-1 if d == out else 1 for d in range(value.dim())])
 
     def biases_last(self) -> None:
-        """Round the biases of integer layers to int32; where the input's scale is not known they stay float."""
+        """Round the biases of integer layers to int32; behind dynamic ranges they stay float."""
         for node in self.outputs.values():
             bias = node.inputs[2]
             code = self.activations.get(node.inputs[0])

@@ -36,7 +36,9 @@ class DynamicCode:
     """
 
     bits: int
-    axis: int 
+    axis: int | None
+    units: int = 1
+
     @classmethod
     def of(cls, bits: int, shape: Shape) -> DynamicCode:
         """Of a tensor of this shape in the graph, -k for k times the batch.
@@ -45,8 +47,6 @@ class DynamicCode:
         """
         free = [i for i, d in enumerate(shape) if d < 0]
         return cls(bits, free[0], -shape[free[0]]) if len(free) == 1 else cls(bits, None)
-| None
-    units: int = 1
 
     @property
     def high(self) -> int:

@@ -93,7 +93,8 @@ class AbilitiesFacts(_Frozen):
     integer_ops: tuple[str, ...] = ("conv", "depthwise", "linear")
     float_kinds: tuple[str, ...] = Field((), description="kinds of layer among them that have none after all")
     dynamic_ops: tuple[str, ...] = Field(
-        (), description="kinds of layer with integer kernels that find the range of what they read in every run"
+        (),
+        description="kinds of layer with integer kernels that find the range of what they read in every run",
     )
 
 

@@ -95,8 +95,9 @@ def dummy_model(
 ) -> onnx.ModelProto:
     """The network as it would be exported, but for the values of weights and quantisers.
 
-    ``activations`` is the numerics' name of that kind, or `DYNAMIC`. Quantisers differ from tensor to tensor, start at 0
-    behind a ReLU and are inherited through operations that only move values, as compression makes them.
+    ``activations`` is the numerics' name of that kind, or `DYNAMIC`. Quantisers differ from tensor to tensor,
+    start at 0 behind a ReLU and are inherited through operations that only move values, as compression
+    makes them.
     """
     codes = {}
     for n in graph.nodes:
