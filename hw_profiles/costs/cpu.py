@@ -75,8 +75,6 @@ SIMPLE: dict[str, str] = {
     "Crop": "concat", "Embed": "concat", "Permute": "transpose", "TanH": "special", "Swish": "special",
     "ELU": "special", "GELU": "special", "LayerNorm": "norm",
 }  # fmt: skip
-#: Integer products with float results: of codes, and of floats whose range is found first.
-_GEMMS = {"MatMulIntegerToFloat": "gemm.int8_float", "DynamicQuantizeMatMul": "gemm.int8_dynamic"}
 _REORDER_TABLES = frozenset(
     {
         "reorder_in",
@@ -121,7 +119,9 @@ def family(kind: KernelKind) -> str:
             return "int8/asymmetric"
         return "int8" if integer else ("nchwc" if "nchwc" in kind.domain else "plain")
     if kind.op in MATMUL_OPS:
-        return _GEMMS.get(kind.op, "gemm.int8" if integer else "gemm.float")
+        if kind.op == "DynamicQuantizeMatMul":  # the range is found and the input rounded inside it
+            return "gemm.int8_dynamic"
+        return "gemm.int8" if integer else "gemm.float"
     return "simple"
 
 
@@ -319,7 +319,7 @@ _FALLBACK = {
     "int8.pointwise": "int8.dense", "int8.depthwise": "int8.dense",
     "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
     "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
-    "gemm.int8": "gemm.float", "gemm.int8_float": "gemm.int8", "gemm.int8_dynamic": "gemm.int8_float",
+    "gemm.int8": "gemm.float", "gemm.int8_dynamic": "gemm.int8",
     "quantise_dynamic": "quantise",
     "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
     "skipnorm": "norm", "dequantise_weights": "dequantise", "qpool_nhwc": "qpool", "pool_nhwc": "pool",
