@@ -202,7 +202,7 @@ def report(whole: dict[str, float], kernels: dict[str, list[float]], baseline: d
 
 def write(networks: Sequence[Network], whole: dict[str, float]) -> None:
     """The target's constants, interval and validation."""
-    from fit_x86_dynamic import SOURCE, TABLES, dynamic_constants
+    from fit_x86_dynamic import ALIKE, SOURCE, dynamic_constants
 
     path = TARGETS_FOLDER / f"{TARGET}.yaml"
     errors, constants = np.abs(list(whole.values())), fit(networks)
@@ -212,7 +212,7 @@ def write(networks: Sequence[Network], whole: dict[str, float]) -> None:
         "  interval:",
         f'    log_sigma: {{value: {log_sigma(errors):.4g}, source: "held-out whole networks, {COMMAND}"}}',
         '    runtime_factor: {value: 1.0, source: "the runtime itself was measured"}',
-        constants_yaml(constants | more, {"": measured, **dict.fromkeys(TABLES, SOURCE)}),
+        constants_yaml(constants | more, {"": measured, **dict.fromkeys(ALIKE, SOURCE)}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")
     validation = [
