@@ -387,8 +387,8 @@ class Quantizing:
             value = self._corrected(node, value)
         bits = self.where.tensors.get(name)
         if bits is not None:
-            shape = self.graph.tensors[name].shape
-            code = self._inherited(name) or code_of(value, bits, self.numerics, self.policy.ranges, shape)
+            ranges = self.policy.ranges
+            code = self._inherited(name) or code_of(value, bits, self.numerics, ranges, self.graph, name)
             self.activations[name] = code
             value = fake_quantize(value, code)
         if name in self.read:

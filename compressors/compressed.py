@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,21 +33,26 @@ class DynamicCode:
     """Quantiser of one activation whose scale and zero point follow from the range of the sample at hand.
 
     As ONNX' DynamicQuantizeLinear: u8-affine over the least and the largest value, zero included. A sample is
-    ``units`` positions of dimension ``axis``; None where the whole tensor is one (a fixed batch).
+    ``units`` positions of dimension ``axis``, which lie in ``runs`` equally long runs, sample after sample in
+    each; ``axis`` None: all of the tensor is one sample.
     """
 
     bits: int
     axis: int | None
     units: int = 1
+    runs: int = 1
 
     @classmethod
-    def of(cls, bits: int, shape: Shape) -> DynamicCode:
-        """Of a tensor of this shape in the graph, -k for k times the batch.
+    def of(cls, bits: int, graph: Graph, tensor: str) -> DynamicCode:
+        """Of an activation of a graph.
 
-        Where several dimensions depend on the batch all of it is one sample, as it is when there is one.
+        All of it is one sample where the batch is fixed, and where its samples cannot be told apart: as it is
+        for a runtime that is given one sample at a time.
         """
-        free = [i for i, d in enumerate(shape) if d < 0]
-        return cls(bits, free[0], -shape[free[0]]) if len(free) == 1 else cls(bits, None)
+        free, runs = free_dimension(graph.tensors[tensor].shape), runs_of(graph, tensor)
+        if free is None or runs is None:
+            return cls(bits, None)
+        return cls(bits, free, -graph.tensors[tensor].shape[free], runs)
 
     @property
     def high(self) -> int:
@@ -55,6 +61,43 @@ class DynamicCode:
 
 
 Code = ActivationCode | DynamicCode
+
+
+def free_dimension(shape: Shape) -> int | None:
+    """The dimension that depends on the batch; None unless there is exactly one."""
+    free = [i for i, d in enumerate(shape) if d < 0]
+    return free[0] if len(free) == 1 else None
+
+
+def runs_of(graph: Graph, tensor: str) -> int | None:
+    """In how many runs a sample's positions lie along the dimension that depends on the batch.
+
+    One where they stand together; of (tokens, batch, features) flattened to rows, as many as there are tokens.
+    None where it is not known. Reshapes keep the number of elements that come before a sample's first run ends.
+    """
+    passed: list[tuple[int, int]] = []  # elements ahead of the batch before and behind each reshape
+    shape = graph.tensors[tensor].shape
+    at = free_dimension(shape)
+    while at is not None and shape[at] != -1 and tensor in graph.producer:
+        node = graph.producer[tensor]
+        found = None
+        for source in graph.activations_of(node):
+            before = graph.tensors[source].shape
+            free = free_dimension(before)
+            if free is not None and (node.op == "reshape" or before[free] == shape[at]):
+                found = source, before, free
+                break
+        if found is None:
+            return None
+        if node.op == "reshape":
+            passed.append((math.prod(found[1][: found[2]]), math.prod(shape[:at])))
+        tensor, shape, at = found
+    runs = 1 if at is not None else None
+    for ahead, behind in reversed(passed):
+        if runs is None or ahead * runs % behind:
+            return None
+        runs = ahead * runs // behind
+    return runs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .compressed import ActivationCode, Code, DynamicCode, WeightCode
 from .errors import NumericsError
-from .graph import Shape
+from .graph import Graph
 from .policy import DYNAMIC
 from .registry import Registry
 from .resolve import Numerics
@@ -109,17 +109,14 @@ def find_code(values: Tensor, bits: int, numerics: Numerics, method: str) -> Act
     return activation_code(found(sample, bits, numerics), bits, numerics)
 
 
-def code_of(values: Tensor, bits: int, numerics: Numerics, method: str, shape: Shape) -> Code:
-    """As `find_code`, or a code without a range where ``method`` leaves that to the runtime.
-
-    ``shape``: the tensor's in the graph, -k for k times the batch.
-    """
+def code_of(values: Tensor, bits: int, numerics: Numerics, method: str, graph: Graph, tensor: str) -> Code:
+    """As `find_code`, or a code without a range where ``method`` leaves that to the runtime."""
     if method != DYNAMIC:
         return find_code(values, bits, numerics, method)
     if numerics.activations != "u8-affine":
         raise NumericsError(f"dynamic ranges are u8-affine, this runtime rounds to {numerics.activations}")
     _check_finite(sample_of(values))
-    return DynamicCode.of(bits, shape)
+    return DynamicCode.of(bits, graph, tensor)
 
 
 def _check_finite(sample: Tensor) -> None:
@@ -172,15 +169,20 @@ def dynamic_codes(x: Tensor, code: DynamicCode) -> tuple[Tensor, Tensor]:
     DynamicQuantizeLinear); scale 1 where all values are 0, as onnxruntime has it.
     """
     x = x.detach()
-    rows = x.reshape(1, -1) if code.axis is None else x.movedim(code.axis, 0)
-    rows = rows.reshape(rows.shape[0] // code.units, -1)
+    rows = x.reshape(1, -1)
+    if code.axis is not None:
+        rows = x.movedim(code.axis, 0).reshape(
+            code.runs, -1, code.units // code.runs, rows.shape[1] // x.shape[code.axis]
+        )
+        rows = rows.movedim(1, 0).flatten(1)
     low, high = torch.aminmax(rows, dim=1)
     low, high = low.clamp_max(0.0), high.clamp_min(0.0)
     scale = torch.where(high > low, (high - low) / code.high, 1.0)
     zero = torch.round(-low / scale).clamp_(0, code.high)
     if code.axis is not None:
         wide = [-1 if d == code.axis else 1 for d in range(x.dim())]
-        scale, zero = (v.repeat_interleave(code.units).reshape(wide) for v in (scale, zero))
+        along = (code.runs, len(scale), code.units // code.runs)
+        scale, zero = (v[None, :, None].expand(along).reshape(wide) for v in (scale, zero))
     return torch.div(x, scale).round_().clamp_(-zero, code.high - zero), scale
 
 

@@ -291,8 +291,7 @@ class RelaxedNetwork:
             if self._inherits(name, known):
                 known[name] = known[self.graph.producer[name].inputs[0]]
             else:
-                shape = self.graph.tensors[name].shape
-                codes = {b: code_of(value, b, self.numerics, method, shape) for b in wanted[name]}
+                codes = {b: code_of(value, b, self.numerics, method, self.graph, name) for b in wanted[name]}
                 found[name] = known[name] = codes
             return value
 

@@ -63,7 +63,7 @@ def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
     biases = {k.removeprefix("bias_scale/"): v for k, v in tensors.items() if k.startswith("bias_scale/")}
     activations: dict[str, Code] = {k: ActivationCode(*c) for k, c in ranges_of.items()}
     if policy.ranges == DYNAMIC:  # nothing to be kept of these
-        activations = {t: DynamicCode.of(bits, graph.tensors[t].shape) for t, bits in where.tensors.items()}
+        activations = {t: DynamicCode.of(bits, graph, t) for t, bits in where.tensors.items()}
     return Compressed(
         policy, numerics, graph, weights, activations, codes, biases, skeleton.layer_of, skeleton.unfoldable
     )

@@ -112,7 +112,7 @@ def dummy_model(
 def dummy_codes(graph: Graph, where: Placement, activations: str) -> Mapping[str, Code]:
     """Quantisers of made-up scales with the relations that real ones have."""
     if activations == DYNAMIC:
-        return {t: DynamicCode.of(bits, graph.tensors[t].shape) for t, bits in where.tensors.items()}
+        return {t: DynamicCode.of(bits, graph, t) for t, bits in where.tensors.items()}
     found: dict[str, ActivationCode] = {}
     for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]):
         bits = where.tensors.get(t)

@@ -57,8 +57,7 @@ def activation_changes(changes: Changes, change: Change, values: Mapping[str, Te
     for tensor, bits in change.where.tensors.items():
         producer = change.graph.producer.get(tensor)
         name = tensor if tensor in values or producer is None else producer.inputs[0]  # a copy that is read
-        shape = change.graph.tensors[tensor].shape
-        code = code_of(values[name], bits, numerics, change.policy.ranges, shape)
+        code = code_of(values[name], bits, numerics, change.policy.ranges, change.graph, tensor)
         found[name] = fake_quantize(values[name], code) - values[name]
     return found
 

@@ -48,7 +48,7 @@ def test_codes_are_those_of_the_operator_sample_by_sample(shift: float) -> None:
         torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 6)[:, None, None]
         + shift
     )
-    codes, scales = dynamic_codes(x, DynamicCode.of(8, (-1, 7, 9)))
+    codes, scales = dynamic_codes(x, DynamicCode(8, 0))
     for i in range(5):
         ours, scale = _onnx(x[i])
         torch.testing.assert_close(codes[i], ours, rtol=0, atol=0)
@@ -58,19 +58,24 @@ def test_codes_are_those_of_the_operator_sample_by_sample(shift: float) -> None:
 
 def test_a_sample_may_be_several_rows_or_stand_in_another_dimension() -> None:
     x = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(2))
-    pairs = fake_quantize(x, DynamicCode.of(8, (-2, 4, 8)))
+    pairs = fake_quantize(x, DynamicCode(8, 0, 2))
     for i in range(0, 6, 2):
         codes, scale = _onnx(x[i : i + 2])
         torch.testing.assert_close(pairs[i : i + 2], codes * scale, rtol=0, atol=0)
-    turned = fake_quantize(x.movedim(0, 1).contiguous(), DynamicCode.of(8, (4, -2, 8)))
+    turned = fake_quantize(x.movedim(0, 1).contiguous(), DynamicCode(8, 1, 2))
     torch.testing.assert_close(turned.movedim(1, 0), pairs, rtol=0, atol=0)
-    whole = fake_quantize(x, DynamicCode.of(8, (6, 4, 8)))
+    apart = (
+        x.reshape(3, 2, 4, 8).movedim(0, 1).reshape(6, 4, 8)
+    )  # the first halves of all samples, then the second
+    runs = fake_quantize(apart, DynamicCode(8, 0, 2, 2))
+    torch.testing.assert_close(runs.reshape(2, 3, 4, 8).movedim(1, 0).reshape(6, 4, 8), pairs, rtol=0, atol=0)
+    whole = fake_quantize(x, DynamicCode(8, None))
     codes, scale = _onnx(x)
     torch.testing.assert_close(whole, codes * scale, rtol=0, atol=0)
 
 
 def test_zeros_stay_zeros_and_gradients_pass() -> None:
-    code = DynamicCode.of(8, (-1, 3))
+    code = DynamicCode(8, 0)
     x = torch.zeros(2, 3, requires_grad=True)
     y = fake_quantize(x, code)
     assert torch.equal(y.detach(), torch.zeros(2, 3))
@@ -106,11 +111,19 @@ def test_answers_do_not_depend_on_the_batch() -> None:
     with torch.no_grad():
         alone = torch.cat([simulate(compressed, (x[i : i + 1],))[0] for i in range(6)])[1:]
         (own,) = simulate(compressed, (x,))
-        shared = {t: dataclasses.replace(c, axis=None, units=1) for t, c in compressed.activations.items()}
+        shared = {t: dataclasses.replace(c, axis=None) for t, c in compressed.activations.items()}
         (common,) = simulate(dataclasses.replace(compressed, activations=shared), (x,))
     near, far = (float((y[1:] - alone).norm() / alone.norm()) for y in (own, common))
     assert near <= 0.02  # convolutions sum in another order, so that a code may round the other way
     assert far > 3 * near
+
+
+def test_rows_of_token_first_networks_are_known_for_what_they_are() -> None:
+    """`nn.TransformerEncoderLayer` flattens (tokens, batch, features): a sample is every n-th row."""
+    graph = network_of("transformer").structure.graph
+    rows = [t for t, k in graph.tensors.items() if k.shape == (-16, 32)]
+    assert rows
+    assert {DynamicCode.of(8, graph, t) for t in rows} == {DynamicCode(8, 0, 16, 16)}
 
 
 def test_integers_and_rounded_floats_agree() -> None:
