@@ -72,8 +72,8 @@ def free_dimension(shape: Shape) -> int | None:
 def runs_of(graph: Graph, tensor: str) -> int | None:
     """In how many runs a sample's positions lie along the dimension that depends on the batch.
 
-    One where they stand together; of (tokens, batch, features) flattened to rows, as many as there are tokens.
-    None where it is not known. Reshapes keep the number of elements that come before a sample's first run ends.
+    One where they stand together; of (tokens, batch, features) flattened to rows, as many as there are
+    tokens. None where it is not known. Reshapes change nothing about what lies ahead of the batch.
     """
     passed: list[tuple[int, int]] = []  # elements ahead of the batch before and behind each reshape
     shape = graph.tensors[tensor].shape

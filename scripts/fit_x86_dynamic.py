@@ -26,7 +26,9 @@ from hw_profiles.target import DATA_FOLDER, TARGETS_FOLDER, load_target
 PREFIX = "x86_dynamic"
 #: Tables fitted here, and those of the kernels that run like them but for the ranges.
 ALIKE = {"gemm.int8_dynamic": "gemm.int8", "quantise_dynamic": "quantise"}
-SOURCE = "measured by scripts/profile_x86.py --dynamic, fitted by scripts/fit_x86_dynamic.py at the pace of their like"
+SOURCE = (
+    "measured by scripts/profile_x86.py --dynamic, fitted by scripts/fit_x86_dynamic.py at their like's pace"
+)
 Kernels = list[tuple[Row, float]]
 
 
