@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compressed import ActivationCode, Compressed, WeightCode
+from .compressed import ActivationCode, Code, Compressed, WeightCode
 from .execute import run
 from .factorize import factorize
 from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
@@ -22,7 +22,7 @@ from .memo import Memo, nbytes
 from .policy import Factor, ResolvedPolicy
 from .prefix import PrefixCache, content, narrow_points, prefix_keys
 from .prune import kept_indices, prune
-from .quantize import fake_quantize, find_code, quantize_bias, quantize_weight
+from .quantize import code_of, fake_quantize, quantize_bias, quantize_weight
 from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
 from .reconstruct import covariance, inputs_of, reconstruct
 from .resolve import Numerics
@@ -320,7 +320,7 @@ class Quantizing:
         self.numerics = numerics
         self.codes: dict[str, WeightCode] = {}
         self.errors: dict[str, Tensor] = {}
-        self.activations: dict[str, ActivationCode] = {}
+        self.activations: dict[str, Code] = {}
         self.biases: dict[str, Tensor] = {}
         self.means: dict[str, Tensor] = {}
         self.corrected: set[str] = set()
@@ -387,7 +387,8 @@ class Quantizing:
             value = self._corrected(node, value)
         bits = self.where.tensors.get(name)
         if bits is not None:
-            code = self._inherited(name) or find_code(value, bits, self.numerics, self.policy.ranges)
+            ranges = self.policy.ranges
+            code = self._inherited(name) or code_of(value, bits, self.numerics, ranges, self.graph, name)
             self.activations[name] = code
             value = fake_quantize(value, code)
         if name in self.read:
@@ -400,9 +401,11 @@ class Quantizing:
         if node is None:
             return None
         code = self.activations.get(node.inputs[0])
+        if not isinstance(code, ActivationCode):
+            return None
         moves = node.op in VIEW_OPS or node.op == "max_pool"
         moves = moves or (node.op == "upsample" and node.attrs["mode"] == "nearest")
-        moves = moves or (node.op == "relu" and code is not None and code.low == code.zero_point)
+        moves = moves or (node.op == "relu" and code.low == code.zero_point)
         return code if moves else None
 
     def _corrected(self, node: Node, value: Tensor) -> Tensor:
@@ -426,11 +429,11 @@ class Quantizing:
         return value - delta.reshape([-1 if d == out else 1 for d in range(value.dim())])
 
     def biases_last(self) -> None:
-        """Round the biases of integer layers to int32."""
+        """Round the biases of integer layers to int32; behind dynamic ranges they stay float."""
         for node in self.outputs.values():
             bias = node.inputs[2]
             code = self.activations.get(node.inputs[0])
-            if bias and code is not None:
+            if bias and isinstance(code, ActivationCode):
                 self.weights[bias], self.biases[bias] = quantize_bias(
                     self.weights[bias], code.scale, self.codes[node.inputs[1]], self.numerics.bias_bits
                 )

@@ -112,7 +112,7 @@ class MixedBits:
     @cached_property
     def _around(self) -> dict[str, tuple[str, ...]]:
         """Tensor group to the layers that read it, and to those that write it where that counts."""
-        ends = 1 if self.space.abilities.numerics.at_reads else 2
+        ends = 1 if self.space.abilities.rounding.at_reads else 2
         found: dict[str, dict[str, None]] = {g.name: {} for g in self.structure.tensor_groups}
         for layer in self.structure.layers:
             for call in groups_around(self.structure, layer):

@@ -19,6 +19,8 @@ from .factors import FACTORISATIONS
 SCHEMA_VERSION = 1
 #: Bits of a value that is not quantised.
 FLOAT = 32
+#: Ranges of activations that a runtime finds as it runs, of every sample anew.
+DYNAMIC = "dynamic"
 #: What a document that does not name how weight scales are found means.
 SCALES = "mse"
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .compressed import ActivationCode, WeightCode
+from .compressed import ActivationCode, Code, DynamicCode, WeightCode
 from .errors import NumericsError
+from .graph import Graph
+from .policy import DYNAMIC
 from .registry import Registry
 from .resolve import Numerics
 
@@ -48,6 +50,12 @@ def weight_scale(name: str) -> Callable[[WeightScale], WeightScale]:
 def minmax(sample: Tensor, bits: int, numerics: Numerics) -> tuple[float, float]:
     """Smallest and largest value seen."""
     return float(sample.min()), float(sample.max())
+
+
+@range_method(DYNAMIC)
+def dynamic(sample: Tensor, bits: int, numerics: Numerics) -> tuple[float, float]:
+    """Smallest and largest value of every sample, found when the network runs."""
+    return minmax(sample, bits, numerics)
 
 
 @range_method("percentile")
@@ -97,9 +105,23 @@ def find_code(values: Tensor, bits: int, numerics: Numerics, method: str) -> Act
     """Quantiser for an activation seen on calibration data."""
     found = RANGES.find(method)
     sample = sample_of(values)
+    _check_finite(sample)
+    return activation_code(found(sample, bits, numerics), bits, numerics)
+
+
+def code_of(values: Tensor, bits: int, numerics: Numerics, method: str, graph: Graph, tensor: str) -> Code:
+    """As `find_code`, or a code without a range where ``method`` leaves that to the runtime."""
+    if method != DYNAMIC:
+        return find_code(values, bits, numerics, method)
+    if numerics.activations != "u8-affine":
+        raise NumericsError(f"dynamic ranges are u8-affine, this runtime rounds to {numerics.activations}")
+    _check_finite(sample_of(values))
+    return DynamicCode.of(bits, graph, tensor)
+
+
+def _check_finite(sample: Tensor) -> None:
     if not bool(torch.isfinite(sample).all()):
         raise NumericsError("an activation to be quantised holds NaN or infinite values")
-    return activation_code(found(sample, bits, numerics), bits, numerics)
 
 
 def activation_code(ends: tuple[float, float], bits: int, numerics: Numerics) -> ActivationCode:
@@ -121,19 +143,47 @@ def _float32(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32))
 
 
-def fake_quantize(x: Tensor, code: ActivationCode) -> Tensor:
+def fake_quantize(x: Tensor, code: Code) -> Tensor:
     """Round to the nearest code as ONNX QuantizeLinear does, saturate, and back to float.
 
     x is divided by the scale (not multiplied with its inverse), rounded with ties to even, then shifted by
     the zero point: inputs that lie on a grid are often exact ties. Gradients pass straight through inside
     the range and are zero outside.
     """
+    if isinstance(code, DynamicCode):
+        codes, scale = dynamic_codes(x, code)
+        rounded = codes.mul_(scale)
+        return x + (rounded - x).detach() if torch.is_grad_enabled() and x.requires_grad else rounded
     low, high = code.low - code.zero_point, code.high - code.zero_point
     rounded = torch.div(x.detach(), code.scale).round_().clamp_(low, high).mul_(code.scale)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return rounded
     inside = x.clamp(low * code.scale, high * code.scale)
     return inside + (rounded - inside).detach()
+
+
+def dynamic_codes(x: Tensor, code: DynamicCode) -> tuple[Tensor, Tensor]:
+    """Codes less their zero point, shaped as x, and the scale of every sample, which broadcasts to x.
+
+    scale = (high - low) / (2^bits - 1), zero point = round(-low / scale), low <= 0 <= high (ONNX operator
+    DynamicQuantizeLinear); scale 1 where all values are 0, as onnxruntime has it.
+    """
+    x = x.detach()
+    rows = x.reshape(1, -1)
+    if code.axis is not None:
+        rows = x.movedim(code.axis, 0).reshape(
+            code.runs, -1, code.units // code.runs, rows.shape[1] // x.shape[code.axis]
+        )
+        rows = rows.movedim(1, 0).flatten(1)
+    low, high = torch.aminmax(rows, dim=1)
+    low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+    scale = torch.where(high > low, (high - low) / code.high, 1.0)
+    zero = torch.round(-low / scale).clamp_(0, code.high)
+    if code.axis is not None:
+        wide = [-1 if d == code.axis else 1 for d in range(x.dim())]
+        along = (code.runs, len(scale), code.units // code.runs)
+        scale, zero = (v[None, :, None].expand(along).reshape(wide) for v in (scale, zero))
+    return torch.div(x, scale).round_().clamp_(-zero, code.high - zero), scale
 
 
 def quantize_weight(

@@ -32,19 +32,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .apply import RANGE_SAMPLES, Network, fast_layout
-from .compressed import ActivationCode
+from .compressed import ActivationCode, Code
 from .errors import PolicyError
 from .execute import compute, run, schedule
 from .graph import VIEW_OPS, Node
 from .mixed_bits import MixedBits
 from .mixed_weights import Mask, MixedWeights
-from .quantize import fake_quantize, find_code
+from .quantize import code_of, fake_quantize
 from .recalibrate import channel_axis, channel_mean, fitted, shifted
 from .resolve import Numerics
 from .space import PolicySpace
 
 #: Codes of one tensor by bits.
-Codes = dict[int, ActivationCode]
+Codes = dict[int, Code]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RelaxedNetwork:
     ) -> None:
         self.network = network
         self.space = space
-        self.numerics = numerics
+        self.numerics = numerics.under(space.abilities.ranges)
         self.corrected = corrected
         self.graph = network.structure.graph
         self.batches = [tuple(fast_layout(x) for x in b) for b in batches]
@@ -291,7 +291,7 @@ class RelaxedNetwork:
             if self._inherits(name, known):
                 known[name] = known[self.graph.producer[name].inputs[0]]
             else:
-                codes = {b: find_code(value, b, self.numerics, method) for b in wanted[name]}
+                codes = {b: code_of(value, b, self.numerics, method, self.graph, name) for b in wanted[name]}
                 found[name] = known[name] = codes
             return value
 
@@ -308,15 +308,19 @@ class RelaxedNetwork:
         moves = node.op in VIEW_OPS or node.op == "max_pool"
         moves = moves or (node.op == "upsample" and node.attrs["mode"] == "nearest")
         return moves or (
-            node.op == "relu" and all(c.low == c.zero_point for c in known[node.inputs[0]].values())
+            node.op == "relu" and all(_starts_at_zero(c) for c in known[node.inputs[0]].values())
         )
+
+
+def _starts_at_zero(code: Code) -> bool:
+    return isinstance(code, ActivationCode) and code.low == code.zero_point
 
 
 class _Rounded(torch.autograd.Function):
     """``x + sum_b share_b (round_b(x) - x)``; straight through to x, exact in the shares."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shares: Tensor, codes: Sequence[ActivationCode]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, shares: Tensor, codes: Sequence[Code]) -> Tensor:
         out = x
         errors = []
         for k, code in enumerate(codes):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .factors.base import FACTORISATIONS, Factorisation, factor_costs
 from .graph import FUSED_ACTIVATIONS, ChannelGroup, Graph, Layer, Node, Structure
-from .policy import FLOAT, Factor, Policy, ResolvedPolicy
+from .policy import DYNAMIC, FLOAT, Factor, Policy, ResolvedPolicy
 
 if TYPE_CHECKING:
     from .space import Abilities
@@ -37,6 +37,15 @@ class Numerics:
     float_output: frozenset[str] = frozenset({"linear"})
     at_reads: bool = False
     narrow: bool = False
+
+    def under(self, ranges: str) -> Numerics:
+        """As a policy with these ranges of activations is executed.
+
+        Dynamic ones are found where an integer layer reads, and its result is float.
+        """
+        if ranges != DYNAMIC:
+            return self
+        return replace(self, at_reads=True, quantises_between=False, fuses_before_integers=False)
 
     @property
     def key(self) -> str:
@@ -104,7 +113,7 @@ def resolved_bits(
         act_bits = _resolve_act_bits(structure, abilities, policy, dead)
         weight_bits = {x.name: resolved_weight_bits(structure, abilities, policy, x, act_bits) for x in alive}
         if abilities.float_kernels:
-            act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.numerics.at_reads)
+            act_bits = _without_idle(structure, alive, weight_bits, act_bits, abilities.rounding.at_reads)
         if len(known) > 16_384:
             known.clear()
         known[key] = weight_bits, act_bits
@@ -251,7 +260,7 @@ def resolved_weight_bits(
     a_in = max(a for a, _ in around)
     a_out = max(b for _, b in around)
     must = not abilities.float_kernels
-    integer_out = must or a_out != FLOAT or _leaves_float(structure, abilities.numerics, layer)
+    integer_out = must or a_out != FLOAT or _leaves_float(structure, abilities.rounding, layer)
     if a_in == FLOAT or not integer_out:
         alone = sorted(w for w, a in abilities.precisions if a == FLOAT)
         if wanted is None or wanted == FLOAT or not alone:
@@ -265,7 +274,7 @@ def resolved_weight_bits(
     if wanted is None:
         wanted = FLOAT if several else paired[-1]
     if wanted == FLOAT:
-        between = abilities.numerics.quantises_between and a_out != FLOAT
+        between = abilities.rounding.quantises_between and a_out != FLOAT
         return paired[-1] if must or between else FLOAT
     return min((w for w in paired if w >= wanted), default=paired[-1])
 

@@ -3,6 +3,7 @@
 Where gradients are wanted everything is float arithmetic on rounded values. Answers are computed as integer
 kernels compute them: sums of integer codes (exact in float32 below 2^24), one multiplication to the output's
 scale, one rounding (Jacob et al. 2018, eq. 4), so that a runtime's codes are met and not only its values.
+Dynamic ranges are each sample's own, whatever the batch: as of a runtime that is given one sample at a time.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .compressed import ActivationCode, Compressed
+from .compressed import ActivationCode, Compressed, DynamicCode, WeightCode
 from .execute import compute, run, schedule
 from .graph import WEIGHT_OPS, Node
-from .quantize import fake_quantize
+from .quantize import dynamic_codes, fake_quantize
 from .recalibrate import channel_axis
 from .resolve import fused_output
 
@@ -48,12 +49,14 @@ def answers(compressed: Compressed, inputs: Sequence[Tensor], batch: int = 128) 
 class _Integers:
     """One batch through the network, integer layers on integers.
 
-    ``units``: scale of the tensors that are held in units of their code, not yet rounded.
+    ``units``: scale of the tensors that are held in units of their code, not yet rounded. ``scales``: of the
+    tensors whose ranges are dynamic, as they broadcast to them.
     """
 
     compressed: Compressed
     values: dict[str, Tensor] = field(default_factory=dict)
     units: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         graph, batch = self.compressed.graph, inputs[0].shape[0]
@@ -72,12 +75,16 @@ class _Integers:
                 self.values[name] = self._rounded(name, value)
             for name in dead:
                 del self.values[name]
+                self.scales.pop(name, None)
         return tuple(self.values[t] for t in graph.outputs)
 
     def _rounded(self, name: str, value: Tensor) -> Tensor:
         code = self.compressed.activations.get(name)
         if code is None:
             return value
+        if isinstance(code, DynamicCode):
+            codes, self.scales[name] = dynamic_codes(value, code)
+            return codes.mul_(self.scales[name])
         if self.units.pop(name, None) is None:
             return fake_quantize(value, code)
         return value.round().clamp_(code.low - code.zero_point, code.high - code.zero_point).mul_(code.scale)
@@ -91,6 +98,8 @@ class _Integers:
         code, weights = c.activations.get(x), c.codes.get(weight)
         if code is None or weights is None:
             return None
+        if isinstance(code, DynamicCode):
+            return self._dynamic(node, weights, batch)
         # as float32, like the runtime: its scales are
         scale = weights.scale.to(torch.float32) * torch.tensor(code.scale, dtype=torch.float32)
         operands: dict[str, Tensor] = {x: torch.div(self.values[x], code.scale).round_()}
@@ -107,12 +116,23 @@ class _Integers:
         axis = channel_axis(node) % found.dim()
         return found.mul_(scale.reshape([-1 if d == axis else 1 for d in range(found.dim())]))
 
+    def _dynamic(self, node: Node, weights: WeightCode, batch: int) -> Tensor:
+        """A linear layer on codes of dynamic ranges: sums times both scales, plus a float bias."""
+        c, (x, weight, *rest) = self.compressed, node.inputs
+        bare = node.with_(inputs=(x, weight, ""))
+        operands = {x: torch.div(self.values[x], self.scales[x]).round_()}
+        found = compute(c.graph, bare, operands, {weight: self._codes(weight)}, batch)[0]
+        found.mul_(self.scales[x] * weights.scale.to(torch.float32))
+        return found.add_(c.weights[rest[0]]) if rest and rest[0] else found
+
     def _target(self, node: Node) -> ActivationCode | None:
         """The code that the layer's kernel writes, where nothing but ReLU comes before it."""
         out = node.outputs[0]
         last = fused_output(self.compressed.graph, node)
         code = self.compressed.activations.get(last)
-        if code is None or last == out:
+        if not isinstance(code, ActivationCode):
+            return None
+        if last == out:
             return code
         made = self.compressed.graph.producer[last]
         alone = made.op == "relu" and made.inputs == (out,) and out not in self.compressed.activations

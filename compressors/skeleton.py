@@ -319,7 +319,7 @@ def placed(
 ) -> tuple[Graph, Placement]:
     """The folded graph as it is simulated and exported, and where its integers are."""
     where = placement(structure, skeleton, policy)
-    return at_reads(graph, where) if numerics.at_reads else (graph, where)
+    return at_reads(graph, where) if numerics.under(policy.ranges).at_reads else (graph, where)
 
 
 def at_reads(graph: Graph, where: Placement) -> tuple[Graph, Placement]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from .errors import PolicyError, near
 from .factors.base import FACTORISATIONS, Factorisation, factor_shapes
-from .graph import Layer, Structure
-from .policy import FLOAT, Factor, Policy, ResolvedPolicy
+from .graph import Layer, Structure, TensorGroup
+from .policy import DYNAMIC, FLOAT, Factor, Policy, ResolvedPolicy
 from .resolve import Numerics, keep_step, resolve, weight_shape
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Abilities:
     activation bits) that execute as such, besides float; (w, 32) means weights alone.
     ``float_kernels``: False where nothing executes in float (arrays); what is not asked for then takes the
     most bits there are. ``integer_ops``: operations that have integer kernels, save for the kinds of layer
-    (`Layer.kind`) in ``float_kinds``.
+    (`Layer.kind`) in ``float_kinds``; ``dynamic_ops``: those that have them where ranges are dynamic.
     ``methods``: which knobs are searched: "prune", "quantize", "depth", "factorize" for the default
     factorisation schemes, and any scheme by its name. ``criterion``, ``ranges``, ``scales``: of every policy
     of the space.
@@ -40,6 +40,7 @@ class Abilities:
     precisions: tuple[tuple[int, int], ...] = ((8, 8),)
     float_kernels: bool = True
     integer_ops: frozenset[str] = frozenset({"conv", "linear"})
+    dynamic_ops: frozenset[str] = frozenset()
     float_kinds: frozenset[str] = frozenset()
     methods: frozenset[str] = frozenset({"prune", "quantize", "factorize", "depth"})
     min_keep: float = 0.125
@@ -51,7 +52,13 @@ class Abilities:
 
     def has_integer_kernel(self, layer: Layer) -> bool:
         """Whether the target executes the layer on integers at all."""
-        return layer.op in self.integer_ops and layer.kind not in self.float_kinds
+        ops = self.dynamic_ops if self.ranges == DYNAMIC else self.integer_ops
+        return layer.op in ops and layer.kind not in self.float_kinds
+
+    @property
+    def rounding(self) -> Numerics:
+        """The numerics as policies of the space, with its ranges of activations, are executed."""
+        return self.numerics.under(self.ranges)
 
     def offered(self, bits: tuple[int, ...]) -> tuple[int, ...]:
         """Bits a choice is offered, ascending: those with kernels, then float where it executes."""
@@ -326,10 +333,18 @@ def _bit_choices(structure: Structure, abilities: Abilities) -> list[Choice]:
             and not _skipped((x.name,), abilities)
         ]
     if len(abilities.offered(abilities.act_bits)) > 1:
-        found += [
-            Choice("act_bits", g.name, abilities.offered(abilities.act_bits)) for g in structure.tensor_groups
-        ]
+        groups = structure.tensor_groups
+        if abilities.ranges == DYNAMIC:
+            groups = _dynamic_groups(structure, abilities)
+        found += [Choice("act_bits", g.name, abilities.offered(abilities.act_bits)) for g in groups]
     return found
+
+
+def _dynamic_groups(structure: Structure, abilities: Abilities) -> tuple[TensorGroup, ...]:
+    """What layers with kernels for dynamic ranges read: nothing else is rounded."""
+    layers = [x for x in structure.layers if "bits" not in x.fixed and abilities.has_integer_kernel(x)]
+    read = {structure.graph.by_name[n].inputs[0] for x in layers for n in x.nodes}
+    return tuple(g for g in structure.tensor_groups if not read.isdisjoint(g.tensors))
 
 
 def _skipped(layers: Sequence[str], abilities: Abilities) -> bool:

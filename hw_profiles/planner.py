@@ -24,7 +24,7 @@ from hw_profiles.errors import MeasurementError
 from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, KernelBatch
 from hw_profiles.learned import Learned, Observation, learn
 from hw_profiles.probe_chains import Chain, random_probe
-from hw_profiles.probes import probe
+from hw_profiles.probes import Graph, probe
 from hw_profiles.refit import cache_bytes
 from hw_profiles.residual import features
 from hw_profiles.target import Target
@@ -174,6 +174,9 @@ def kernel_probe(batch: KernelBatch, row: int, k: int, seed: int = 0) -> bytes |
         return g.finish(_convolution(g, g.quantised("input"), shape, kind.fused), "input")
     if kind.op in MATMUL_OPS and kind.weight_bearing:
         rows = shape["in_h"] * shape["in_w"]
+        if kind.op == "DynamicQuantizeMatMul":
+            found = Graph(g.rng, dynamic=True, shapes={"input": (shape["batch"], rows, shape["cin"])})
+            return found.finish(found.project("input", shape["cout"]), "input")
         if "Gemm" in kind.op:
             g.shapes["input"] = (max(shape["batch"], rows), shape["cin"])
             return g.finish(g.dense(g.quantised("input"), shape["cout"], "relu" in kind.fused), "input")

@@ -25,11 +25,13 @@ class Graph:
 
     rng: np.random.Generator
     int8_share: float = 0.0
+    dynamic: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     padded: bool = True
     _count: int = 0
+    _rounded: dict[str, tuple[str, str, str]] = field(default_factory=dict)
 
     def name(self, stem: str) -> str:
         """A fresh name."""
@@ -133,6 +135,8 @@ class Graph:
     def project(self, x: str, cout: int) -> str:
         """MatMul with weights (features last) and bias."""
         *rows, cin = self.shapes[x]
+        if self.dynamic:
+            return self._project_dynamic(x, cout)
         if self.int8_share and self.rng.random() < self.int8_share:
             integers = self.constant(self.rng.integers(-127, 128, (cin, cout)).astype(np.int8))
             scale, zero = self.constant(np.float32(0.02 / np.sqrt(cin))), self.constant(np.int8(0))
@@ -146,16 +150,33 @@ class Graph:
             self.op("Add", [y, self.constant(np.full(cout, 0.01, np.float32))], (*rows, cout))
         )
 
+    def _project_dynamic(self, x: str, cout: int) -> str:
+        """The same with integer weights; the range of ``x`` is found in every run, once for all readers."""
+        *rows, cin = self.shapes[x]
+        if x not in self._rounded:
+            made = (self.name("codes"), self.name("scale"), self.name("zero"))
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], made, self.name("n_rounded")))
+            self._rounded[x] = made
+        codes, scale, zero = self._rounded[x]
+        weight = self.constant(self.rng.integers(-127, 128, (cin, cout)).astype(np.int8))
+        scales = self.constant(np.full(cout, 0.02 / np.sqrt(cin), np.float32), "scales")
+        shape = (*rows, cout)
+        sums = self.op(
+            "Cast", [self.op("MatMulInteger", [codes, weight, zero], shape)], shape, to=TensorProto.FLOAT
+        )
+        y = self.op("Mul", [sums, self.op("Mul", [scale, scales], (cout,))], shape)
+        return self.op("Add", [y, self.constant(np.full(cout, 0.01, np.float32))], shape)
+
     def normalise(self, x: str) -> str:
         """Layer normalisation over the features."""
         size = self.shapes[x][-1]
         ones, zeros = self.constant(np.ones(size, np.float32)), self.constant(np.zeros(size, np.float32))
         return self.quantised(self.op("LayerNormalization", [x, ones, zeros], self.shapes[x]))
 
-    def attention(self, x: str, heads: int) -> str:
-        """Multi-head self-attention with four projections."""
+    def attention(self, x: str, heads: int, each: int = 0) -> str:
+        """Multi-head self-attention with four projections; heads `each` wide, by default all as wide as x."""
         batch, tokens, size = self.shapes[x]
-        each = size // heads
+        each = each or size // heads
         split = self.constant(np.array([batch, tokens, heads, each], np.int64))
 
         def head(perm: list[int]) -> str:
@@ -170,6 +191,13 @@ class Graph:
         join = self.constant(np.array([batch, tokens, heads * each], np.int64))
         flat = self.op("Reshape", [back, join], (batch, tokens, heads * each))
         return self.project(self.quantised(flat), size)
+
+    def gelu(self, x: str) -> str:
+        """x / 2 (1 + erf(x / sqrt 2)), as it is fused into one kernel."""
+        shape = self.shapes[x]
+        root, one, half = (self.constant(np.float32(v)) for v in (np.sqrt(2.0), 1.0, 0.5))
+        y = self.op("Add", [self.op("Erf", [self.op("Div", [x, root], shape)], shape), one], shape)
+        return self.quantised(self.op("Mul", [self.op("Mul", [x, y], shape), half], shape))
 
     def finish(self, x: str, source: str) -> bytes:
         """The model of everything built, from input `source` to output `x`."""
@@ -263,6 +291,26 @@ def encoder(g: Graph, x: str) -> str:
     return g.dense(g.op("ReduceMean", [x], (batch, model), axes=[1], keepdims=0), 10)
 
 
+def text(g: Graph, x: str) -> str:
+    """Encoder blocks at the sizes of sentence encoders, with Gelu; some heads and hidden units pruned."""
+    tokens = int(g.rng.choice([16, 32, 64, 128]))
+    batch, channels, height, width = g.shapes[x]
+    sizes = [s for s in (64, 128, 192, 256, 384) if s <= channels * height * width]
+    model = int(g.rng.choice(sizes))
+    flat = g.constant(np.array([batch, 1, channels * height * width], np.int64))
+    x = g.op("Reshape", [x, flat], (batch, 1, channels * height * width))
+    spread = g.constant(g.rng.standard_normal((tokens, 1)).astype(np.float32))
+    first = g.constant(np.array([0, 0], np.int64)), g.constant(np.array([1, model], np.int64))
+    x = g.op("Slice", [x, *first, g.constant(np.array([1, 2], np.int64))], (batch, 1, model))
+    x = g.op("Mul", [x, spread], (batch, tokens, model))
+    for _ in range(int(g.rng.integers(1, 4))):
+        heads, each = int(g.rng.choice([1, 2, 4, 6, 8, 12])), int(g.rng.choice([16, 24, 32, 48]))
+        x = g.normalise(g.add(g.attention(x, heads, each), x, relu=False))
+        hidden = widths(g.rng, model, 4 * model, 1, _styles(g.rng))[0]
+        x = g.normalise(g.add(g.project(g.gelu(g.project(x, hidden)), model), x, relu=False))
+    return g.dense(g.op("ReduceMean", [x], (batch, model), axes=[1], keepdims=0), 10)
+
+
 def plain(g: Graph, x: str) -> str:
     """VGG-style stack, wide and small at the end so that weights stream from memory."""
     style = _styles(g.rng)
@@ -331,11 +379,13 @@ def mlp(g: Graph, x: str) -> str:
 def probe(family: str, seed: int) -> bytes:
     """One probe network, a pure function of its arguments.
 
-    `family` is one of FAMILIES, with "/int8" or "/mixed" appended for an integer one: "resnet/int8".
+    `family` is one of FAMILIES, with "/int8" or "/mixed" appended for an integer one: "resnet/int8";
+    "/dynamic" for one whose projections find the ranges of what they read in every run.
     """
     name, _, precision = family.partition("/")
     rng = np.random.default_rng([seed, sum(map(ord, family))])
-    graph = Graph(rng, int8_share={"": 0.0, "int8": 1.0, "mixed": 0.7}[precision])
+    shares = {"": 0.0, "int8": 1.0, "mixed": 0.7, "dynamic": 0.0}
+    graph = Graph(rng, shares[precision], precision == "dynamic")
     side = int(rng.choice([16, 28, 28, 32, 32, 40, 56]))
     source = "input"
     graph.shapes[source] = (1, int(rng.choice([1, 3])), side, side)
@@ -352,4 +402,5 @@ FAMILIES: dict[str, Builder] = {
     "mlp": mlp,
     "signal": signal,
     "encoder": encoder,
+    "text": text,
 }

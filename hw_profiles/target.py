@@ -92,6 +92,10 @@ class AbilitiesFacts(_Frozen):
     values_only_weight_bits: bool = False
     integer_ops: tuple[str, ...] = ("conv", "depthwise", "linear")
     float_kinds: tuple[str, ...] = Field((), description="kinds of layer among them that have none after all")
+    dynamic_ops: tuple[str, ...] = Field(
+        (),
+        description="kinds of layer with integer kernels that find the range of what they read in every run",
+    )
 
 
 class Interval(_Frozen):

@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from bench_local import answers, plain_int8
+from bench_local import answers, plain_int8, samples_at_once
 
 from compressors.apply import compress
 from compressors.policy import ResolvedPolicy
@@ -89,9 +89,10 @@ def _outputs(model: bytes, inputs: Any) -> tuple[Any, ...]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
+    step = samples_at_once(model)
     parts = [
-        session.run(None, {n: x[i : i + 32].numpy() for n, x in zip(names, inputs, strict=True)})
-        for i in range(0, len(inputs[0]), 32)
+        session.run(None, {n: x[i : i + step].numpy() for n, x in zip(names, inputs, strict=True)})
+        for i in range(0, len(inputs[0]), step)
     ]
     return tuple(torch.from_numpy(np.concatenate(c)) for c in zip(*parts, strict=True))
 

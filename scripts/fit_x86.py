@@ -71,15 +71,15 @@ class Network:
         return {**total(self.rows), ("network", "overhead"): 1.0}
 
 
-def load(folder: Path = DATA_FOLDER) -> list[Network]:
-    """The measured probes."""
+def load(folder: Path = DATA_FOLDER, prefix: str = "x86") -> list[Network]:
+    """The measured probes of the two tables whose names begin with ``prefix``."""
     device = load_target(TARGET).device
     core, last = device.core_cache_bytes, device.last_cache_bytes
-    with (folder / "x86_networks.csv").open(encoding="utf-8") as file:
+    with (folder / f"{prefix}_networks.csv").open(encoding="utf-8") as file:
         file.readline()
         wholes = {r["network"]: float(r["us"]) * 1e3 for r in csv.DictReader(file)}
     groups: dict[str, list[dict[str, str]]] = {}
-    with gzip.open(folder / "x86_kernels.csv.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(folder / f"{prefix}_kernels.csv.gz", "rt", encoding="utf-8") as file:
         file.readline()
         for record in csv.DictReader(file):
             groups.setdefault(record["network"], []).append(record)
@@ -202,14 +202,17 @@ def report(whole: dict[str, float], kernels: dict[str, list[float]], baseline: d
 
 def write(networks: Sequence[Network], whole: dict[str, float]) -> None:
     """The target's constants, interval and validation."""
+    from fit_x86_dynamic import ALIKE, SOURCE, dynamic_constants
+
     path = TARGETS_FOLDER / f"{TARGET}.yaml"
     errors, constants = np.abs(list(whole.values())), fit(networks)
     measured = "measured by scripts/profile_x86.py on this class of machine, fitted by scripts/fit_x86.py"
+    more = parallel_shares(networks, constants, DATA_FOLDER) | dynamic_constants(constants)
     text = [
         "  interval:",
         f'    log_sigma: {{value: {log_sigma(errors):.4g}, source: "held-out whole networks, {COMMAND}"}}',
         '    runtime_factor: {value: 1.0, source: "the runtime itself was measured"}',
-        constants_yaml(constants | parallel_shares(networks, constants, DATA_FOLDER), {"": measured}),
+        constants_yaml(constants | more, {"": measured, **dict.fromkeys(ALIKE, SOURCE)}),
     ]
     replace_block(path, "fitted", "\n".join(text), indent="  ")
     validation = [

@@ -9,7 +9,8 @@ kernels of a network sum to what the network takes.
     .venv/bin/python scripts/fit_x86.py                # fits the constants, prints held-out errors
 
 Writes hw_profiles/data/x86_kernels.csv.gz, one row per kernel, and x86_networks.csv, one row per network;
-with --threads x86_threads.csv, networks with one thread and with two, for which the machine should be idle.
+with --threads x86_threads.csv, networks with one thread and with two, for which the machine should be idle;
+with --dynamic x86_dynamic_kernels.csv.gz and x86_dynamic_networks.csv.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ PLAN = {
     "signal": 8, "signal/int8": 8,
     "encoder": 12, "encoder/int8": 10,
 }  # fmt: skip
+#: With --dynamic: float ones tell at which pace the machine runs today (scripts/fit_x86_dynamic.py).
+DYNAMIC_PLAN = {"text/dynamic": 32, "text": 16, "text/int8": 8}
 #: Least seconds of runs per network and pass; small networks run often, large ones at least four times.
 _PASS_SECONDS = 0.12
 _PROFILED_RUNS = 40
@@ -97,12 +100,16 @@ def main() -> None:
     parser.add_argument(
         "--threads", action="store_true", help="only x86_threads.csv: two threads against one"
     )
+    parser.add_argument(
+        "--dynamic", action="store_true", help="only networks that find ranges of activations as they run"
+    )
     arguments = parser.parse_args()
     if arguments.threads:
         write_threads(arguments.out, arguments.rounds)
         return
     probes = []
-    for family, count in PLAN.items():
+    plan, prefix = (DYNAMIC_PLAN, "x86_dynamic") if arguments.dynamic else (PLAN, "x86")
+    for family, count in plan.items():
         for seed in range(max(1, round(count * arguments.scale))):
             model = probe(family, seed)
             session = onnxruntime.InferenceSession(
@@ -114,7 +121,7 @@ def main() -> None:
             one.profile()
             one.run_for(_PASS_SECONDS)
         print(f"round {i + 1} of {arguments.rounds}: {len(probes)} networks", flush=True)
-        write(probes, arguments.out)
+        write(probes, arguments.out, prefix)
 
 
 def write_threads(folder: Path, rounds: int) -> None:
@@ -133,7 +140,7 @@ def write_threads(folder: Path, rounds: int) -> None:
             file.write(f"{family}#{seed},{best[i, 1]:.2f},{best[i, 2]:.2f}\n")
 
 
-def write(probes: list[Probe], folder: Path) -> None:
+def write(probes: list[Probe], folder: Path, prefix: str = "x86") -> None:
     """The two tables, deterministic for given measurements (no time stamp in the archive)."""
     version = onnxruntime.__version__
     header = f"# measured by scripts/profile_x86.py; onnxruntime {version}; one thread; minimum of CPU time"
@@ -141,7 +148,7 @@ def write(probes: list[Probe], folder: Path) -> None:
     kernels.write(header + "\n")
     writer = csv.writer(kernels, lineterminator="\n")
     writer.writerow(["network", "op", "domain", "precision", "fused", "weight_bearing", *COLUMNS, "us"])
-    with (folder / "x86_networks.csv").open("w", encoding="utf-8") as networks:
+    with (folder / f"{prefix}_networks.csv").open("w", encoding="utf-8") as networks:
         networks.write(header + "\nnetwork,us\n")
         for one in probes:
             if one.batch is None:
@@ -154,7 +161,7 @@ def write(probes: list[Probe], folder: Path) -> None:
                 row = [one.name, kind.op, kind.domain, kind.precision, "+".join(kind.fused), flag]
                 writer.writerow([*row, *shape, f"{times[k]:.2f}"])
     with (
-        (folder / "x86_kernels.csv.gz").open("wb") as raw,
+        (folder / f"{prefix}_kernels.csv.gz").open("wb") as raw,
         gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as packed,
     ):
         packed.write(kernels.getvalue().encode())

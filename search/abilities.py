@@ -60,6 +60,7 @@ def abilities_of(
         float_kernels=target.base_precision != "w8a8",
         integer_ops=frozenset(_operations(facts.integer_ops)),
         float_kinds=frozenset(facts.float_kinds),
+        dynamic_ops=frozenset(facts.dynamic_ops),
         methods=frozenset(chosen),
         min_keep=0.125 if min_keep is None else min_keep,
         skip=tuple(skip),

@@ -71,10 +71,11 @@ class Answers:
         import torch
 
         session: Any = self._session
+        step = 1 if self.compressed.dynamic else BATCH  # ranges are those of all that a run is given
         names = [i.name for i in session.get_inputs()]
         parts = [
-            session.run(None, {n: x[i : i + BATCH].numpy() for n, x in zip(names, inputs, strict=True)})
-            for i in range(0, len(inputs[0]), BATCH)
+            session.run(None, {n: x[i : i + step].numpy() for n, x in zip(names, inputs, strict=True)})
+            for i in range(0, len(inputs[0]), step)
         ]
         return tuple(torch.cat([torch.from_numpy(p) for p in column]) for column in zip(*parts, strict=True))
 

@@ -87,7 +87,9 @@ class RunConfig(BaseModel):
 
     methods: tuple[str, ...] = Field(METHODS, min_length=1, description="what may be done to a layer")
     criterion: str = Field("obs", description="which channels stay: see `search methods`")
-    ranges: str = Field("mse", description="how the ranges of integer activations are found")
+    ranges: str = Field(
+        "auto", description="how ranges of integer activations are found; auto: mse or dynamic"
+    )
     scales: str = Field("mse", description="how the scales of integer weights are found")
     bits: tuple[int, ...] | None = Field(None, description="weight bits to choose from; all the target has")
     min_keep: float = Field(0.125, gt=0, le=1, description="smallest share of channels kept in a group")

@@ -60,8 +60,9 @@ class FoundKernel:
 
     @property
     def in_elements(self) -> int:
-        """Elements read, constants left out."""
-        return sum(math.prod(s) for s in self.inputs)
+        """Elements read, constants and, beside a tensor, scales and other single numbers left out."""
+        first = self.inputs[0] if self.inputs else ()
+        return sum(math.prod(s) for s in self.inputs if len(s) > 1 or s == first)
 
     @property
     def out_elements(self) -> int:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressors.graph import Structure
-from compressors.policy import ResolvedPolicy
+from compressors.graph import Graph, Structure
+from compressors.policy import DYNAMIC, ResolvedPolicy
 from compressors.skeleton import (
     Placement,
     Skeleton,
     SkeletonCache,
+    at_reads,
     concrete,
     placement,
     structure_key,
@@ -118,7 +119,7 @@ class Lowering:
         if isinstance(files, bytes):
             files = {exporter.names[0]: files}
         plan, values = self._plan(policy), self._values(policy)[None, :]
-        graph = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
+        graph, _ = self._placed(plan, policy)
         method = self.target.runtime.templates
         found = exporter.template(files, graph, plan.skeleton, self.batch, method)
         classes = self._classes(plan, values)[0]
@@ -223,6 +224,7 @@ class Lowering:
             tuple((k, f.method) for k, f in policy.factors.items()),
             tuple(policy.act_bits.items()),
             tuple(policy.weight_bits.items()),
+            policy.ranges == DYNAMIC,
         )
         plan = self._plans.get(key)
         if plan is None:
@@ -241,6 +243,7 @@ class Lowering:
             structure_key(policy),
             sorted(where.tensors.items()),
             sorted(where.params.items()),
+            *([DYNAMIC] if policy.ranges == DYNAMIC else []),
         )
         dims = alignment_dims(skeleton, where, self.target)
         return _Plan(
@@ -275,21 +278,26 @@ class Lowering:
             signature += str(sorted(unknowns(policy, self.structure).items()))
         return self.store.get(signature, make).compiled(plan.names)
 
-    def _ask(self, plan: _Plan, policy: ResolvedPolicy) -> Template:
+    def _placed(self, plan: _Plan, policy: ResolvedPolicy) -> tuple[Graph, Placement]:
+        """The concrete graph as it is exported, and where its integers are; ncnn's templates see to it."""
         graph = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
+        return at_reads(graph, plan.where) if policy.ranges == DYNAMIC else (graph, plan.where)
+
+    def _ask(self, plan: _Plan, policy: ResolvedPolicy) -> Template:
+        graph, where = self._placed(plan, policy)
         method = self.target.runtime.templates
         if method == "rules":
             from search.rules import rules_template
 
-            return rules_template(graph, plan.skeleton, plan.where, self.target, self.batch)
+            return rules_template(graph, plan.skeleton, where, self.target, self.batch)
         if method == "program":
             from search.lowering_ncnn import program_template
 
-            return program_template(graph, plan.skeleton, plan.where, self.batch, self.constants)
+            return program_template(graph, plan.skeleton, where, self.batch, self.constants)
         return ask(
             graph,
-            plan.where,
-            self.target.numerics.activations,
+            where,
+            DYNAMIC if policy.ranges == DYNAMIC else self.target.numerics.activations,
             plan.skeleton.sizes,
             plan.skeleton.layer_of,
             method,

@@ -98,7 +98,9 @@ def _integer(r: Reading, node: onnx.NodeProto) -> tuple[bool, int]:
     if op == "DequantizeLinear":
         return True, 0
     if op.startswith(_INTEGER):
-        return True, int(not op.endswith("ToFloat") and (op != "QGemm" or len(node.input) > 7))
+        return True, int(
+            not op.endswith(("ToFloat", "QuantizeMatMul")) and (op != "QGemm" or len(node.input) > 7)
+        )
     first = next((t for t in node.input if t and t not in r.constants), "")
     return bool(r.kinds.get(first, 0)), r.kinds.get(first, 0)
 

@@ -17,6 +17,8 @@ from search.onnx_input import check_onnx
 if TYPE_CHECKING:
     import onnx
 
+#: Integer kernels whose result is float.
+_TO_FLOAT = frozenset({"DequantizeLinear", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
 _BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
@@ -142,7 +144,7 @@ def _peak_bytes(kernels: Sequence[FoundKernel]) -> int:
             size.setdefault(name, math.prod(shape) * 4)
             first.setdefault(name, 0)
             last[name] = i
-        width = 4 if k.op in ("DequantizeLinear", "MatMulIntegerToFloat") else _BYTES[k.precision]
+        width = 4 if k.op in _TO_FLOAT else _BYTES[k.precision]
         for t, shape in zip(k.writes, k.outputs, strict=False):
             if k.op in VIEW_OPS and k.reads:
                 root[t] = root.get(k.reads[0], k.reads[0])

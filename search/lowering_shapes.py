@@ -46,6 +46,9 @@ class Source:
     def _formula(self, tensor: str) -> Sizes:
         if tensor in self.sizes:
             return tuple(dim_of(d, self.batch) for d in self.sizes[tensor])
+        maker = self.graph.producer.get(tensor)
+        if maker is not None and maker.op == "identity":  # a copy that integer layers read
+            return self.formula(maker.inputs[0])
         kind = self.graph.type_of(tensor)
         return tuple(Dim(float(d if d >= 0 else -d * self.batch)) for d in kind.shape)
 
@@ -140,6 +143,10 @@ def _broadcast(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: 
     rank = max(len(s) for s in shapes)
     wide = [(ONE,) * (rank - len(s)) + s for s in shapes]
     return [tuple(next((d for d in column if d != ONE), ONE) for column in zip(*wide, strict=True))]
+
+
+def _dynamic(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    return [ins[0], (), ()]  # codes, scale, zero point
 
 
 def _transpose(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
@@ -281,6 +288,7 @@ RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("Concat", "QLinearConcat"), _concat),
     **dict.fromkeys(("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulIntegerToFloat", "Gemm"), _matmul),
     **dict.fromkeys(("ReorderInput", "ReorderOutput"), _reorder),
+    "DynamicQuantizeLinear": _dynamic,
     "Transpose": _transpose,
     "Flatten": _flatten,
     "Reshape": _reshape,

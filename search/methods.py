@@ -42,8 +42,9 @@ def list_methods() -> list[dict[str, str]]:
     """
     from compressors.factors import FACTORISATIONS
     from compressors.importance import CRITERIA
-    from compressors.policy import Policy
+    from compressors.policy import DYNAMIC, Policy
     from compressors.quantize import RANGES, WEIGHT_SCALES
+    from search.ranges import AUTO, STATIC
 
     usual = Policy()
     found = [_row("method", name, text, True) for name, text in SUMMARIES.items()]
@@ -51,7 +52,8 @@ def list_methods() -> list[dict[str, str]]:
         _row("factorisation", n, FACTORISATIONS.summary(n), f.default) for n, f in FACTORISATIONS.items()
     ]
     found += [_row("criterion", n, text, n == usual.criterion) for n, text in CRITERIA.summaries().items()]
-    found += [_row("ranges", n, text, n == usual.ranges) for n, text in RANGES.summaries().items()]
+    found.append(_row("ranges", AUTO, f"{STATIC}, or {DYNAMIC} where that is no slower and loses less", True))
+    found += [_row("ranges", n, text, False) for n, text in RANGES.summaries().items()]
     found += [_row("scales", n, text, n == usual.scales) for n, text in WEIGHT_SCALES.summaries().items()]
     return found
 

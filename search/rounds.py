@@ -30,6 +30,8 @@ def time_first(this: Run) -> None:
     """Tell what was settled in set-up; with a device at hand, correct the prices before the search."""
     if this.setup.build_note:
         this.event("build", this.setup.build_note)
+    if this.setup.ranges_note:
+        this.event("ranges", this.setup.ranges_note)
     if this.setup.profile_note:
         this.progress.note(f"profile  {this.setup.profile_note}")
     if measures(this.setup):

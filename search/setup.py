@@ -25,6 +25,7 @@ from .estimate import Estimator
 from .exporters import exporter_of
 from .lowering import Lowering
 from .profile import known_predictor
+from .ranges import AUTO, chosen_ranges
 from .score import Score, Scorer, interval
 from .study import priced
 from .task import Task, load_task, prepared, score_network
@@ -55,6 +56,7 @@ class Setup:
     measured: dict[str, float] = field(default_factory=dict)
     profile_note: str = ""
     build_note: str = ""
+    ranges_note: str = ""
     past: Callable[[], Sequence[PastStudy]] | None = None
     timings: dict[str, float] = field(default_factory=dict)
     known_losses: Losses | None = None
@@ -186,6 +188,9 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     structure = scorer.network.structure
     target, build_note = chosen_build(config, target, scorer.network)
     abilities = _abilities(config, target)  # another build counts channels in other steps
+    batch = config.batch if config.batch is not None else target.default_batch
+    ranges, ranges_note = chosen_ranges(config.ranges, abilities, target, scorer.network, batch)
+    abilities = replace(abilities, ranges=ranges)
     _check_skip(config.skip, [x.name for x in structure.layers])
     space = PolicySpace(structure, abilities)
     stuck = untouched(space) if config.strict else []
@@ -201,7 +206,6 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
             f"nothing of task {task.name!r} can be compressed for {target.name}.",
             "See `search --dry-run` for the reasons, layer by layer.",
         )
-    batch = config.batch if config.batch is not None else target.default_batch
     device = device_at_hand(config, target)
     predictor, note = known_predictor(Predictor(target, config.threads), device)
     lowering = Lowering(structure, target, batch, config.threads, scorer.network.weights, predictor)
@@ -221,6 +225,7 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
         Budget(),
     )
     setup.device, setup.profile_note, setup.build_note = device, note, build_note
+    setup.ranges_note = ranges_note
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
     if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template
@@ -233,7 +238,6 @@ def _abilities(config: RunConfig, target: Target) -> Abilities:
     return replace(
         abilities_of(target, config.methods, config.bits, config.min_keep, config.skip),
         criterion=config.criterion,
-        ranges=config.ranges,
         scales=config.scales,
     )
 
@@ -279,7 +283,7 @@ def _check_choices(config: RunConfig) -> None:
 
     chosen = ((CRITERIA, config.criterion), (RANGES, config.ranges), (WEIGHT_SCALES, config.scales))
     for known, name in chosen:
-        if name not in known:
+        if name not in known and (known is not RANGES or name != AUTO):
             near = did_you_mean(name, known) or f"There are {', '.join(known)}."
             raise UsageError(f"unknown {known.kind} {name!r}. {near}", "See `search methods`.")
 

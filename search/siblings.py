@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compressors.policy import FLOAT, ResolvedPolicy
+from compressors.policy import DYNAMIC, FLOAT, ResolvedPolicy
 from hw_profiles.errors import HwProfilesError
 from hw_profiles.target import Target, load_target, siblings
 
@@ -47,7 +47,8 @@ def in_precisions_of(target: Target, policy: ResolvedPolicy) -> tuple[ResolvedPo
     """(the policy as the target can execute it, " in float" where that took its bits away)."""
     weights = {w for w, _ in target.abilities.integer_precisions} | {FLOAT}
     acts = {a for _, a in target.abilities.integer_precisions} | {FLOAT}
-    if set(policy.weight_bits.values()) <= weights and set(policy.act_bits.values()) <= acts:
+    runs = policy.ranges != DYNAMIC or bool(target.abilities.dynamic_ops)
+    if runs and set(policy.weight_bits.values()) <= weights and set(policy.act_bits.values()) <= acts:
         return policy, ""
     plain = replace(
         policy,

@@ -11,8 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from compressors.apply import Network
-from compressors.compressed import ActivationCode, Compressed, WeightCode
-from compressors.policy import ResolvedPolicy
+from compressors.compressed import ActivationCode, Code, Compressed, DynamicCode, WeightCode
+from compressors.policy import DYNAMIC, ResolvedPolicy
 from compressors.resolve import Numerics
 from compressors.skeleton import concrete, placed, unknowns
 
@@ -33,7 +33,9 @@ def to_bytes(compressed: Compressed) -> bytes:
         "schema_version": SCHEMA_VERSION,
         "policy": compressed.policy.to_dict(),
         "activations": {
-            k: [c.scale, c.zero_point, c.bits, c.low, c.high] for k, c in compressed.activations.items()
+            k: [c.scale, c.zero_point, c.bits, c.low, c.high]
+            for k, c in compressed.activations.items()
+            if isinstance(c, ActivationCode)
         },
         "codes": {k: [c.axis, c.bits, c.high] for k, c in compressed.codes.items()},
     }
@@ -47,7 +49,7 @@ def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
     codes_of, ranges_of = _codes(document, path)
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.graph, skeleton, unknowns(policy, network.structure))
-    graph, _ = placed(graph, network.structure, skeleton, policy, numerics)
+    graph, where = placed(graph, network.structure, skeleton, policy, numerics)
     weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
     missing = [p for p, t in graph.params.items() if p not in weights or tuple(weights[p].shape) != t.shape]
     if missing:
@@ -59,7 +61,9 @@ def from_file(path: Path, network: Network, numerics: Numerics) -> Compressed:
         raise InputError(f"{str(path)!r} has no scales for {unscaled!r}.")
     codes = {k: WeightCode(tensors[f"scale/{k}"], *c) for k, c in codes_of.items()}
     biases = {k.removeprefix("bias_scale/"): v for k, v in tensors.items() if k.startswith("bias_scale/")}
-    activations = {k: ActivationCode(*c) for k, c in ranges_of.items()}
+    activations: dict[str, Code] = {k: ActivationCode(*c) for k, c in ranges_of.items()}
+    if policy.ranges == DYNAMIC:  # nothing to be kept of these
+        activations = {t: DynamicCode.of(bits, graph, t) for t, bits in where.tensors.items()}
     return Compressed(
         policy, numerics, graph, weights, activations, codes, biases, skeleton.layer_of, skeleton.unfoldable
     )

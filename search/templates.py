@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressors.compressed import ActivationCode, WeightCode
+from compressors.compressed import ActivationCode, Code, DynamicCode, WeightCode
 from compressors.graph import DimSize, Graph
+from compressors.policy import DYNAMIC
 from compressors.skeleton import Placement, Skeleton
 from hw_profiles.errors import DeviceError
 from search.emit import emit
@@ -94,8 +95,9 @@ def dummy_model(
 ) -> onnx.ModelProto:
     """The network as it would be exported, but for the values of weights and quantisers.
 
-    ``activations`` is the numerics' name of that kind. Quantisers differ from tensor to tensor, start at 0
-    behind a ReLU and are inherited through operations that only move values, as compression makes them.
+    ``activations`` is the numerics' name of that kind, or `DYNAMIC`. Quantisers differ from tensor to tensor,
+    start at 0 behind a ReLU and are inherited through operations that only move values, as compression
+    makes them.
     """
     codes = {}
     for n in graph.nodes:
@@ -107,8 +109,10 @@ def dummy_model(
     return emit(graph, constants, dummy_codes(graph, where, activations), codes, builder=DummyBuilder)
 
 
-def dummy_codes(graph: Graph, where: Placement, activations: str) -> dict[str, ActivationCode]:
+def dummy_codes(graph: Graph, where: Placement, activations: str) -> Mapping[str, Code]:
     """Quantisers of made-up scales with the relations that real ones have."""
+    if activations == DYNAMIC:
+        return {t: DynamicCode.of(bits, graph, t) for t, bits in where.tensors.items()}
     found: dict[str, ActivationCode] = {}
     for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]):
         bits = where.tensors.get(t)

@@ -297,7 +297,7 @@ class Studies:
 
 def _party(search: Search) -> Party:
     setup, study = search.run.setup, search.study
-    return Party(setup.target.name, setup.problem, setup.scorer.numerics.key, lambda: study.outcomes)
+    return Party(setup.target.name, setup.problem, setup.space.abilities.rounding.key, lambda: study.outcomes)
 
 
 def _called(offer: Offer, how: str) -> Offer:

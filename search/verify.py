@@ -102,7 +102,8 @@ def _answers(
     from compressors.simulate import simulate
 
     ours: list[list[Any]] = []
-    parts = list(_batches(inputs, compressed.graph.fixed_batch))
+    one = 1 if compressed.dynamic else None  # a runtime finds ranges of all that it is given at once
+    parts = list(_batches(inputs, compressed.graph.fixed_batch or one))
     with torch.no_grad():
         theirs = list(exporter.answers(files, parts, compressed.graph))
         ours = [[t.numpy() for t in simulate(compressed, part)] for part in parts]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..apply import Quantizing
 from ..graph import WEIGHT_OPS, Graph, Node
-from ..quantize import fake_quantize, find_code
+from ..quantize import code_of, fake_quantize
 from .changes import Change, Changes
 from .suffix import surviving
 
@@ -57,7 +57,7 @@ def activation_changes(changes: Changes, change: Change, values: Mapping[str, Te
     for tensor, bits in change.where.tensors.items():
         producer = change.graph.producer.get(tensor)
         name = tensor if tensor in values or producer is None else producer.inputs[0]  # a copy that is read
-        code = find_code(values[name], bits, numerics, change.policy.ranges)
+        code = code_of(values[name], bits, numerics, change.policy.ranges, change.graph, tensor)
         found[name] = fake_quantize(values[name], code) - values[name]
     return found
 

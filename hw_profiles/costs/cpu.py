@@ -60,7 +60,8 @@ SIMPLE: dict[str, str] = {
     "Resize": "concat",
     "DepthToSpace": "transpose", "Transpose": "transpose",
     "ReorderInput": "reorder_in", "ReorderOutput": "reorder_out",
-    "QuantizeLinear": "quantise", "DynamicQuantizeLinear": "quantise", "DequantizeLinear": "dequantise",
+    "QuantizeLinear": "quantise", "DequantizeLinear": "dequantise",
+    "DynamicQuantizeLinear": "quantise_dynamic",
     "Sigmoid": "special", "Tanh": "special", "Exp": "special", "Silu": "special", "QuickGelu": "special",
     "Mish": "special", "Softplus": "special", "Elu": "special", "Pow": "special",
     "Softmax": "softmax", "LogSoftmax": "softmax",
@@ -75,7 +76,16 @@ SIMPLE: dict[str, str] = {
     "ELU": "special", "GELU": "special", "LayerNorm": "norm",
 }  # fmt: skip
 _REORDER_TABLES = frozenset(
-    {"reorder_in", "reorder_out", "quantise", "dequantise", "dequantise_weights", "transpose", "qtranspose"}
+    {
+        "reorder_in",
+        "reorder_out",
+        "quantise",
+        "quantise_dynamic",
+        "dequantise",
+        "dequantise_weights",
+        "transpose",
+        "qtranspose",
+    }
 )
 
 
@@ -102,13 +112,15 @@ def simple_features(s: Shapes, width_in: Array | float, width_out: Array | float
 
 
 def family(kind: KernelKind) -> str:
-    """Kernel family of a kind: nchwc, plain or int8 convolution, gemm.float, gemm.int8, or simple."""
+    """Kernel family of a kind: nchwc, plain or int8 convolution, gemm.float, one of gemm.int8, or simple."""
     integer = kind.precision == "int8" or kind.op.startswith("Q")
     if kind.op in CONV_OPS:
         if ASYMMETRIC in kind.fused:
             return "int8/asymmetric"
         return "int8" if integer else ("nchwc" if "nchwc" in kind.domain else "plain")
     if kind.op in MATMUL_OPS:
+        if kind.op == "DynamicQuantizeMatMul":  # the range is found and the input rounded inside it
+            return "gemm.int8_dynamic"
         return "gemm.int8" if integer else "gemm.float"
     return "simple"
 
@@ -307,7 +319,9 @@ _FALLBACK = {
     "int8.pointwise": "int8.dense", "int8.depthwise": "int8.dense",
     "int8.gathered": "int8.dense", "int8.pointwise_gathered": "int8.pointwise",
     "int8.depthwise_gathered": "int8.depthwise", "int8.grouped": "int8.dense", "plain.grouped": "plain.dense",
-    "gemm.int8": "gemm.float", "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
+    "gemm.int8": "gemm.float", "gemm.int8_dynamic": "gemm.int8",
+    "quantise_dynamic": "quantise",
+    "qavg": "qpool", "softmax": "special", "erf": "special", "norm": "special",
     "skipnorm": "norm", "dequantise_weights": "dequantise", "qpool_nhwc": "qpool", "pool_nhwc": "pool",
     "reduce_axis": "reduce", "gelu": "erf",
 }  # fmt: skip

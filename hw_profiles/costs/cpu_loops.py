@@ -192,4 +192,5 @@ MODELS: dict[str, FeatureFunction] = {
     "plain.grouped": plain_dense,
     "gemm.float": float_gemm,
     "gemm.int8": int8_gemm,
+    "gemm.int8_dynamic": int8_gemm,
 }

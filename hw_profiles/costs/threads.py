@@ -23,7 +23,15 @@ REORDERED_A_THREAD = 48.0 * 1024.0
 #: Eigen's cost model: cycles to start, for each thread more, and a byte read or written.
 STARTING, CYCLES_A_THREAD, CYCLES_A_BYTE = 1e5, 1e5, 11.0 / 64.0
 #: Cycles an element of maps that compute more than a sum, as onnxruntime tells the cost model.
-CYCLES = {"special": 30.0, "erf": 30.0, "gelu": 30.0, "softmax": 30.0, "quantise": 2.0, "qadd": 8.0}
+CYCLES = {
+    "special": 30.0,
+    "erf": 30.0,
+    "gelu": 30.0,
+    "softmax": 30.0,
+    "quantise": 2.0,
+    "quantise_dynamic": 3.0,
+    "qadd": 8.0,
+}
 #: Filter blocks that a convolution in the blocked layout computes together; pixels that an integer one does.
 FILTER_BLOCKS, PIXELS = 4.0, 6.0
 #: Tables of operations that run on one thread.

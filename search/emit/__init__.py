@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compressors.compressed import ActivationCode, WeightCode
+from compressors.compressed import Code, WeightCode
 from compressors.graph import Graph
 from search.emit.builder import Builder, UnsupportedOperationError
 from search.emit.operations import OPERATIONS
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def emit(
     graph: Graph,
     weights: Mapping[str, Any],
-    activations: Mapping[str, ActivationCode] | None = None,
+    activations: Mapping[str, Code] | None = None,
     codes: Mapping[str, WeightCode] | None = None,
     biases: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,

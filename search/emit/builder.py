@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from compressors.compressed import ActivationCode, WeightCode
+from compressors.compressed import ActivationCode, Code, DynamicCode, WeightCode
 from compressors.graph import FUSED_ACTIVATIONS, VIEW_OPS, Graph, Node, Shape
 from search.errors import InputError
 
@@ -72,20 +72,23 @@ class Builder:
 
     Readers of activation ``t`` read the value ``read(t)``: dequantised where ``t`` carries a quantiser.
     Tensor names of the graph name the dequantised value, so that every reader keeps its input's name;
-    what the producer wrote before is called ``t/float``, its codes ``t/codes``.
+    what the producer wrote before is called ``t/float``, its codes ``t/codes``. Tensors in ``dynamic`` stay
+    float; who reads their codes asks for them with `dynamic_codes`.
     """
 
     def __init__(
         self,
         graph: Graph,
         weights: Mapping[str, Any],
-        activations: Mapping[str, ActivationCode],
+        activations: Mapping[str, Code],
         codes: Mapping[str, WeightCode],
         biases: Mapping[str, Any],
     ) -> None:
         self.graph = graph
         self.weights = weights
-        self.activations = activations = harmonised(graph, activations)
+        self.dynamic = {t: c for t, c in activations.items() if isinstance(c, DynamicCode)}
+        static = {t: c for t, c in activations.items() if isinstance(c, ActivationCode)}
+        self.activations = harmonised(graph, static)
         self.codes = codes
         self.biases = biases
         self.nodes: list[onnx.NodeProto] = []
@@ -94,7 +97,8 @@ class Builder:
         self._names: dict[str, int] = {}
         self._inputs = frozenset(graph.inputs)
         self._alias: dict[str, str] = {}
-        self.idle = idle_activations(graph, activations)
+        self._rounded: set[str] = set()
+        self.idle = idle_activations(graph, self.activations)
         self._redirected = {n.inputs[0]: f"{n.outputs[0]}/float" for n in self.idle.values()}
 
     # -- nodes and constants
@@ -200,6 +204,14 @@ class Builder:
             limits = [self.constant(code.low, kind), self.constant(code.high, kind)]
             codes = self.node("Clip", [codes, *limits], [self.temporary(base, "clipped")])
         return self.node("DequantizeLinear", [codes, scale, zero], [target])
+
+    def dynamic_codes(self, tensor: str) -> tuple[str, str, str]:
+        """Codes, scale and zero point of a tensor whose range is found in every run, computed once."""
+        names = (f"{tensor}/codes", f"{tensor}/scale", f"{tensor}/zero")
+        if tensor not in self._rounded:
+            self._rounded.add(tensor)
+            self.node("DynamicQuantizeLinear", [self.read(tensor)], names, tensor)
+        return names
 
     def target_shape(self, tensor: str) -> str:
         """Constant for Reshape: the tensor's sizes, -1 where the batch enters."""

@@ -7,7 +7,7 @@ import numpy as np
 from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import Node
 from compressors.resolve import fused_output
-from search.emit.builder import ArrayLike, Builder, as_array
+from search.emit.builder import ArrayLike, Builder, as_array, element_type
 
 
 def conv(b: Builder, n: Node) -> None:
@@ -61,8 +61,11 @@ def _stays_float(b: Builder, n: Node) -> bool:
 
 
 def linear(b: Builder, n: Node) -> None:
-    """Gemm for a matrix; MatMul and Add for more dimensions."""
+    """Gemm for a matrix; MatMul and Add for more dimensions; integers with dynamic ranges."""
     x, _, bias = n.inputs
+    if x in b.dynamic and n.inputs[1] in b.codes:
+        _dynamic(b, n)
+        return
     last = [b.write(n.outputs[0])]
     if len(b.shape(x)) == 2:
         names = [b.read(x), _weight(b, n, transposed=False), *([_bias(b, n)] if bias else [])]
@@ -74,6 +77,23 @@ def linear(b: Builder, n: Node) -> None:
         return
     product = b.node("MatMul", names, [b.temporary(n.outputs[0], "product")], n.name)
     b.node("Add", [product, b.read(bias)], last, f"{n.name}/bias")
+
+
+def _dynamic(b: Builder, n: Node) -> None:
+    """Product of codes, to float by both scales, and a float bias: what onnxruntime fuses into one kernel."""
+    x, w, bias = n.inputs
+    out, code = n.outputs[0], b.codes[w]
+    codes, scale, zero = b.dynamic_codes(x)
+    name = f"{w}/transposed"
+    weight = b.initializer(f"{name}/codes", np.ascontiguousarray(b.weight_codes(w, code).T))
+    theirs = b.initializer(f"{name}/scale", as_array(code.scale).astype(np.float32))
+    sums = b.step(n, "MatMulInteger", [codes, weight, zero], "sums")
+    sums = b.step(n, "Cast", [sums], "cast", to=element_type("float32"))
+    both = b.step(n, "Mul", [scale, theirs], "scales")
+    last = b.write(out) if not bias else b.temporary(out, "product")
+    b.node("Mul", [sums, both], [last], n.name)
+    if bias:
+        b.node("Add", [last, b.read(bias)], [b.write(out)], f"{n.name}/bias")
 
 
 def is_integer(b: Builder, n: Node) -> bool:

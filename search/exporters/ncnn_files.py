@@ -47,15 +47,19 @@ class NcnnExporter(Exporter):
 
     def write(self, compressed: Compressed) -> dict[str, bytes]:
         """See `Exporter.write`."""
+        from compressors.compressed import ActivationCode
         from search.emit_ncnn import emit_ncnn
 
-        if compressed.activations and not (compressed.numerics.at_reads and compressed.numerics.narrow):
+        narrow = compressed.numerics.at_reads and compressed.numerics.narrow
+        if compressed.dynamic or (compressed.activations and not narrow):
             raise InputError(
-                f"ncnn does not round activations as {compressed.numerics.key}.",
+                f"ncnn does not round activations as {compressed.numerics.key}"
+                f"{' with ranges found as it runs' if compressed.dynamic else ''}.",
                 "Search for a target whose runtime is ncnn.",
             )
         c = compressed
-        program = emit_ncnn(c.graph, c.weights, c.activations, c.codes)
+        static = {t: a for t, a in c.activations.items() if isinstance(a, ActivationCode)}
+        program = emit_ncnn(c.graph, c.weights, static, c.codes)
         return {PARAM: program.text.encode(), BIN: program.binary}
 
     def answers(

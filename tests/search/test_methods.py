@@ -83,7 +83,7 @@ def test_everything_registered_is_listed_with_one_line(capsys: pytest.CaptureFix
     assert by_kind["factorisation"] == ["svd", "spatial", "tucker2", "cp"]
     usual = {(r["kind"], r["name"]) for r in listed if r["default"]}
     assert ("factorisation", "cp") not in usual
-    assert {("criterion", "obs"), ("ranges", "mse"), ("scales", "mse"), ("method", "prune")} <= usual
+    assert {("criterion", "obs"), ("ranges", "auto"), ("scales", "mse"), ("method", "prune")} <= usual
     assert main(["methods"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == len(listed) + 1
