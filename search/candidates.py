@@ -19,9 +19,16 @@ from .setup import Setup
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .recover import Recovered
+    from .underway import Run
+
 #: How many policies are recovered, and the least time each must get.
 SHORTLIST = 3
 LEAST_SECONDS = 6.0
+#: Learning rates of one policy that are tried at once, where there are workers enough.
+MOST_RATES = 3
+#: The kind of the event that names the trials a run has begun.
+RECOVERY = "recovery"
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,21 @@ def score_now(setup: Setup, compressed: Compressed) -> Score:
     return Score(*interval(scores), len(scores), 0.0)
 
 
-def recover_candidates(
-    setup: Setup, chosen: Sequence[Outcome], seconds: float, progress: Progress, stop: threading.Event | None
-) -> list[Candidate]:
-    """Networks of the shortlist, recovered: half of the time shared by all, the other half for the best."""
+def recover_candidates(this: Run, chosen: Sequence[Outcome]) -> list[Candidate]:
+    """Networks of the shortlist, recovered: at once where there are several workers, else one by one."""
+    setup, config = this.setup, this.setup.config
     plain = [_plain(setup, o) for o in chosen]
-    if seconds <= 0 or not plain:
+    if config.recover_seconds <= 0 or not plain:
         return plain
+    if config.workers > 1 or config.ray_address is not None:
+        return _at_once(this, plain)
+    return _one_by_one(setup, plain, config.recover_seconds, this.progress, this.stop)
+
+
+def _one_by_one(
+    setup: Setup, plain: list[Candidate], seconds: float, progress: Progress, stop: threading.Event | None
+) -> list[Candidate]:
+    """Half of the time shared by all, the other half for the best."""
     rounds = plain[: max(1, int(seconds / 2 // LEAST_SECONDS))]
     rest = plain[len(rounds) :]
     share = seconds if len(rounds) == 1 else seconds / 2 / len(rounds)
@@ -93,6 +108,42 @@ def recover_candidates(
         progress.note(f"recover  the best goes on for {seconds / 2:.0f} s")
         recovered[at] = _recover(setup, recovered[at], seconds / 2, stop)
     return [*recovered, *rest]
+
+
+def _at_once(this: Run, plain: list[Candidate]) -> list[Candidate]:
+    """All of them as trials of Ray Tune; what a killed search had of them goes on."""
+    from .private import place_of
+    from .recover_ray import Plan, recover_all
+
+    setup, config = this.setup, this.setup.config
+    count = max(1, min(len(plain), int(config.workers * config.recover_seconds / 2 // LEAST_SECONDS)))
+    plan = Plan(
+        tuple(c.searched.policy for c in plain[:count]),
+        config.recover_seconds,
+        config.seed,
+        max(1, min(MOST_RATES, config.workers // count)),
+        halving=setup.problem.objective == "accuracy",  # else the fastest counts, be it behind the others
+    )
+    again = _journalled(this) == plan.key
+    if not again:
+        this.journal.append("event", {"kind": RECOVERY, "trials": plan.key})
+    this.progress.note(
+        f"recover  {len(plan.trials)} trials of {count} networks at once, "
+        f"{config.recover_seconds:.0f} s of distillation each"
+    )
+    found = recover_all(
+        setup.task, setup.scorer.network, setup.scorer.numerics, plan, place_of(this.folder, this.journal),
+        workers=config.workers, address=config.ray_address, again=again, stop=this.stop,
+        tell=lambda text: this.progress.note(f"recover  {text}"),
+    )  # fmt: skip
+    pairs = zip(plain, found, strict=False)
+    return [*(c if done is None else _with(setup, c, done) for c, done in pairs), *plain[count:]]
+
+
+def _journalled(this: Run) -> str | None:
+    """The trials that this run began last, if any."""
+    keys = [r.data.get("trials") for r in this.journal.records if r.data.get("kind") == RECOVERY]
+    return keys[-1] if keys else None
 
 
 def pick(setup: Setup, candidates: Sequence[Candidate]) -> int:
@@ -127,6 +178,11 @@ def _recover(setup: Setup, candidate: Candidate, seconds: float, stop: threading
         stop,
         candidate.floats,
     )
+    return _with(setup, candidate, done)
+
+
+def _with(setup: Setup, candidate: Candidate, done: Recovered) -> Candidate:
+    """A candidate after one more recovery, unless it was better before."""
     better = setup.problem.gain(done.after) >= setup.problem.gain(candidate.score.value)
     compressed = done.compressed if better else candidate.compressed
     return Candidate(

@@ -7,7 +7,8 @@ from compressors.apply import finish, reduced
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target
 from search.abilities import abilities_of
-from search.recover import _rounded_stage, recover
+from search.distil import folded, rounded_stage
+from search.recover import recover
 from search.score import Scorer
 from search.task import Split, Task
 from search.tasks.metrics import METRICS
@@ -55,7 +56,8 @@ def test_few_bits_behind_a_batch_norm_that_stays() -> None:
     best = finish(scorer.network, policy, abilities.numerics, floats)
     norms = [n for n in best.graph.nodes if n.op == "batch_norm"]
     assert norms
-    stage = _rounded_stage(scorer.network, policy, abilities.numerics, floats, best)
+    start = folded(scorer.network, policy, floats)
+    stage = rounded_stage(scorer.network, policy, abilities.numerics, start, best)
     outputs = stage.forward(task.validation.inputs)
     assert task.validation.targets is not None
     cross_entropy(outputs, task.validation.targets).backward()
