@@ -23,7 +23,7 @@ from hw_profiles.target import load_target
 from . import sensitivity, studies, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
-from .cluster import borrowed
+from .cluster import borrowed, kept
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
@@ -118,7 +118,7 @@ def begun(
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
     this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
-    with journal, borrowed(setup.device):
+    with journal, borrowed(setup.device), kept(config.workers, config.ray_address):
         if journal.torn_bytes:
             show.note(f"journal  its last {journal.torn_bytes} bytes were cut short and are left out")
         folder.sweep()

@@ -1,15 +1,20 @@
-"""A task whose networks lose much by compression and are soon recovered, and one that kills its workers."""
+"""A task whose networks lose much by compression and are soon recovered; workers and drivers that die."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from compressors.policy import ResolvedPolicy
+from compressors.space import PolicySpace
+from hw_profiles.target import load_target
+from search.abilities import abilities_of
+from search.recover_ray import Plan, recover_all
+from search.score import Scorer
 from search.task import Metric, Split, Task
 from search.tasks.metrics import METRICS
 
@@ -41,9 +46,37 @@ def make_task() -> Task:
     )
 
 
+ABILITIES = abilities_of(load_target("fpga-bitfusion"))
+
+
+def make_scorer() -> Scorer:
+    """The task's, for a target of few bits."""
+    return Scorer.of(make_task(), ABILITIES.numerics)
+
+
+def policies_of(scorer: Scorer, *kept: float) -> tuple[ResolvedPolicy, ...]:
+    """One policy a share of channels; weights and activations of four bits."""
+    space = PolicySpace(scorer.network.structure, ABILITIES)
+    return tuple(space.resolve(space.uniform(k, 4, 4)) for k in kept)
+
+
+def plan_of_three(scorer: Scorer) -> Plan:
+    """The last one is hopeless."""
+    return Plan(policies_of(scorer, 0.75, 0.5, 0.125), 12.0)
+
+
+def drive(place: str) -> None:
+    """Recover three candidates, as a search does; tells on stdout."""
+    scorer = make_scorer()
+    recover_all(
+        scorer.task, scorer.network, scorer.numerics, plan_of_three(scorer), Path(place), workers=2,
+        tell=lambda text: print(text, flush=True),  # noqa: T201
+    )  # fmt: skip
+
+
 @dataclass
 class Deadly:
-    """Top-1 of which a process dies at its ``at``-th call, once, where ``file`` is; never the one ``spared``."""
+    """Top-1, of which a process dies at its ``at``-th call, once, where ``file`` is; not the one ``spared``."""
 
     file: Path
     at: int
@@ -61,18 +94,3 @@ class Deadly:
 def deadly(file: Path, at: int) -> Metric:
     """A metric that kills one worker."""
     return Metric("top1", True, "%", Deadly(file, at, os.getpid()))
-
-
-@dataclass(frozen=True)
-class Marked:
-    """Batches of a task; every process that begins to train leaves a line in a file."""
-
-    task: Task
-    file: Path
-
-    def __call__(
-        self, seed: int, batch_size: int
-    ) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(f"{os.getpid()}\n")
-        return self.task.batches(seed, batch_size)

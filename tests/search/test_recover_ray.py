@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compressors.policy import ResolvedPolicy
-from compressors.space import PolicySpace
-from hw_profiles.target import load_target
 from search import cluster
-from search.abilities import abilities_of
+from search.errors import InputError
+from search.journal import Journal
+from search.private import claimed, place_of
 from search.recover_ray import NAME, Plan, recover_all
+from search.runfolder import JOURNAL, RESULTS, RunFolder
 from search.score import Scorer, interval, score_compressed
 from search.task import Task
-from tests.search.recovery_task import deadly, make_task
+from tests.search.recovery_task import deadly, make_scorer, plan_of_three, policies_of
 
 pytestmark = pytest.mark.slow  # a cluster takes ten seconds
-ABILITIES = abilities_of(load_target("fpga-bitfusion"))
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,13 +39,7 @@ def _cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    return Scorer.of(make_task(), ABILITIES.numerics)
-
-
-def policies_of(scorer: Scorer, *kept: float) -> tuple[ResolvedPolicy, ...]:
-    """One policy a share of channels, weights and activations of four bits."""
-    space = PolicySpace(scorer.network.structure, ABILITIES)
-    return tuple(space.resolve(space.uniform(k, 4, 4)) for k in kept)
+    return make_scorer()
 
 
 def value(task: Task, compressed: object) -> float:
@@ -114,3 +115,103 @@ def test_ctrl_c_ends_the_trials_and_a_second_run_goes_on_with_them(scorer: Score
     third = recover_all(*arguments, workers=2, again=True, tell=told.append)
     assert told == ["2 of 2 trials had ended before"]
     assert [x and x.steps for x in third] == [x and x.steps for x in second]
+
+
+class Innocent:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.file}",)
+
+
+def test_a_foreign_run_is_not_unpickled(scorer: Scorer, tmp_path: Path) -> None:
+    """What somebody else put into a run's folder, or into a folder that others may write, is not read."""
+    owned, plan = tmp_path / "owned", Plan(policies_of(scorer, 0.5), 1.0)
+    code = pickle.dumps(Innocent(owned))
+    run = RunFolder(tmp_path / "run")
+    for folder in (run.path, run.path / NAME, run.path / ".tune" / NAME, run.path / "recovery" / NAME):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tuner.pkl").write_bytes(code)
+    told: list[str] = []
+    arguments = (scorer.task, scorer.network, scorer.numerics, plan)
+    with Journal.create(run.path / JOURNAL, {"seed": 0}) as journal:
+        journal.append("event", {"kind": "recovery", "trials": plan.key, "folder": str(run.path)})
+        place = place_of(run, journal)
+        (found,) = recover_all(*arguments, place, workers=2, again=True, tell=told.append)
+    assert found is not None
+    assert not owned.exists()
+    assert told == []
+    theirs = tmp_path / "theirs" / "abc"
+    claimed(theirs, again=False)
+    (theirs / NAME).mkdir()
+    (theirs / NAME / "tuner.pkl").write_bytes(code)
+    theirs.chmod(0o770)
+    with pytest.raises(InputError, match="not this user's alone"):
+        recover_all(*arguments, theirs, workers=2, again=True, tell=told.append)
+    assert not owned.exists()
+    theirs.chmod(0o700)  # one's own state is believed: what is tested above is not in vain
+    recover_all(*arguments, theirs, workers=2, again=True, tell=told.append)
+    assert owned.exists()
+    assert "begin anew" in told[0]
+
+
+def test_what_had_ended_when_the_driver_was_killed_is_not_done_again(scorer: Scorer, tmp_path: Path) -> None:
+    place = tmp_path / "recovery" / "abc"
+    code = "import sys; from tests.search.recovery_task import drive; drive(sys.argv[1])"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, str(place)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert driver.stdout is not None
+    assert "trial 3/3 is behind" in driver.stdout.readline()
+    time.sleep(2.0)  # its state is on disk after half a second
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    steps = {p.name: p.stat().st_mtime for p in (place / NAME / "2-0").glob("checkpoint_*")}
+    told: list[str] = []
+    found = recover_all(
+        scorer.task, scorer.network, scorer.numerics, plan_of_three(scorer), place, workers=2, again=True,
+        tell=told.append,
+    )  # fmt: skip
+    assert any("of 3 trials had ended before" in t for t in told)
+    assert not any("anew" in t or "bad end" in t for t in told)
+    assert steps == {p.name: p.stat().st_mtime for p in (place / NAME / "2-0").glob("checkpoint_*")}
+    assert found[0] is not None
+    assert found[0].after > found[0].before
+    assert found[2] is not None
+
+
+def test_a_search_that_is_killed_while_it_recovers_goes_on_there(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    task = f"{Path(__file__).parent / 'recovery_task.py'}:make_task"
+    words = [sys.executable, "-m", "search.cli", "--json"]
+    new = [
+        *words, "--task", task, "--target", "x86-avx512-vnni", "--evaluations", "6", "--workers", "2",
+        "--recover", "10s", "--max-latency", "0.6x", "--out", str(out), "--agent", "random",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        new, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    recovery = tmp_path / "cache" / "tailorbird" / "recovery"
+    while process.poll() is None and len(list(recovery.glob("*/*/*/checkpoint_00000[3-9]"))) < 2:
+        time.sleep(0.2)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = max(int(p.name[-6:]) for p in recovery.glob("*/*/*/checkpoint_*"))
+    done = subprocess.run(
+        [*words, "--resume", str(out)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+    assert results["run"]["state"] == "complete"
+    assert json.loads(done.stdout)["picked"] == results["picked"]
+    records = Journal.read(out / JOURNAL)
+    assert sum(r.data.get("kind") == "recovery" for r in records) == 1
+    assert all(r.data["steps"] > 0 for r in records if r.kind == "recovered")
+    assert before >= 3
+    assert not list(recovery.iterdir())
+    assert "anew" not in done.stderr
