@@ -89,9 +89,9 @@ THREATS: tuple[Threat, ...] = (
     Threat(
         "run folders",
         "state of Ray Tune in them, which is pickled, runs code when the recovery is resumed",
-        "that state is kept in the user's cache folder, under a name that follows from journal and place, and "
-        "goes with the run's end; it is read only where nobody else may write. Checkpoints are safetensors and "
-        "JSON. On the nodes of a cluster Ray itself unpickles what its head sends: join only your own",
+        "that state lies in the user's cache folder, under a name that follows from journal and place, until "
+        "the run ends; it is read only where nobody else may write. Checkpoints are safetensors and JSON. On "
+        "the nodes of a cluster Ray itself unpickles what its head sends: join only your own",
         (
             "search/test_private.py::test_places_follow_from_the_journal_and_lie_in_no_run_folder",
             "search/test_private.py::test_what_others_may_write_is_refused",

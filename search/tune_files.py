@@ -1,7 +1,7 @@
 """Where Ray Tune keeps its trials: a folder of the driver's machine, which all nodes of a cluster reach.
 
-Ray Tune asks for storage that all nodes share. Where the cluster has several nodes, an actor beside the driver
-hands out and takes in the files of that one folder.
+Ray Tune asks for storage that all nodes share. Where the cluster has several nodes, an actor beside the
+driver hands out and takes in the files of that one folder.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def drive(place: str) -> None:
 
 @dataclass
 class Deadly:
-    """Top-1, of which a process dies at its ``at``-th call, once, where ``file`` is; not the one ``spared``."""
+    """Top-1; at its ``at``-th call a process dies, once, where ``file`` is; not the one ``spared``."""
 
     file: Path
     at: int
