@@ -20,27 +20,27 @@ from search.tasks.metrics import METRICS
 
 
 def make_task() -> Task:
-    """Four kinds of stripes in noise, 12 x 12; a network of two convolutions and a batch-norm."""
+    """Stripes of eight kinds in noise, 12 x 12; a network of two convolutions and a batch-norm."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(800) % 4
-    phase = torch.rand(800, 1, generator=generator)
-    wave = torch.sin(torch.arange(12.0)[None] * (1 + labels // 2)[:, None] + phase)
+    labels = torch.arange(1600) % 8
+    phase = 6.0 * torch.rand(1600, 1, generator=generator)
+    wave = torch.sin(torch.arange(12.0)[None] * (0.6 + 0.5 * (labels // 2))[:, None] + phase)
     lying, standing = wave[:, :, None].expand(-1, 12, 12), wave[:, None, :].expand(-1, 12, 12)
     images = torch.where((labels % 2 == 0)[:, None, None], lying, standing)[:, None]
-    images = images + 0.9 * torch.randn(800, 1, 12, 12, generator=generator)
+    images = images + 1.2 * torch.randn(1600, 1, 12, 12, generator=generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(
-            nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4),
+            nn.Conv2d(1, 32, 5), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 8),
         )  # fmt: skip
         optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
-        for step in range(60):
-            part = slice(step % 8 * 50, step % 8 * 50 + 50)
+        for step in range(150):
+            part = slice(step % 16 * 50, step % 16 * 50 + 50)
             optimiser.zero_grad()
             nn.functional.cross_entropy(network(images[part]), labels[part]).backward()
             optimiser.step()
-    train, validation = Split((images[:400],), labels[:400]), Split((images[400:],), labels[400:])
+    train, validation = Split((images[:800],), labels[:800]), Split((images[800:],), labels[800:])
     return Task(
         "stripes", network.eval(), (images[:1],), (images[:128],), validation, METRICS["top1"], train=train
     )

@@ -164,11 +164,13 @@ def test_what_had_ended_when_the_driver_was_killed_is_not_done_again(scorer: Sco
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert driver.stdout is not None
-    assert "trial 3/3 is behind" in driver.stdout.readline()
+    line = driver.stdout.readline()
+    assert "is behind the others" in line
+    ended = place / NAME / f"{int(line.split()[1].split('/')[0]) - 1}-0"
     time.sleep(2.0)  # its state is on disk after half a second
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    steps = {p.name: p.stat().st_mtime for p in (place / NAME / "2-0").glob("checkpoint_*")}
+    before = {p.name: p.stat().st_mtime for p in ended.glob("checkpoint_*")}
     told: list[str] = []
     found = recover_all(
         scorer.task, scorer.network, scorer.numerics, plan_of_three(scorer), place, workers=2, again=True,
@@ -176,19 +178,18 @@ def test_what_had_ended_when_the_driver_was_killed_is_not_done_again(scorer: Sco
     )  # fmt: skip
     assert any("of 3 trials had ended before" in t for t in told)
     assert not any("anew" in t or "bad end" in t for t in told)
-    assert steps == {p.name: p.stat().st_mtime for p in (place / NAME / "2-0").glob("checkpoint_*")}
-    assert found[0] is not None
-    assert found[0].after > found[0].before
-    assert found[2] is not None
+    assert len(before) == 2
+    assert before == {p.name: p.stat().st_mtime for p in ended.glob("checkpoint_*")}
+    assert all(one is not None and one.after >= one.before and one.steps > 0 for one in found)
 
 
 def test_a_search_that_is_killed_while_it_recovers_goes_on_there(tmp_path: Path) -> None:
     out = tmp_path / "run"
     task = f"{Path(__file__).parent / 'recovery_task.py'}:make_task"
-    words = [sys.executable, "-m", "search.cli", "--json"]
+    words = [sys.executable, "-m", "search.cli"]
     new = [
         *words, "--task", task, "--target", "x86-avx512-vnni", "--evaluations", "6", "--workers", "2",
-        "--recover", "10s", "--max-latency", "0.6x", "--out", str(out), "--agent", "random",
+        "--recover", "20s", "--max-latency", "0.6x", "--out", str(out), "--agent", "random",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(
@@ -208,10 +209,10 @@ def test_a_search_that_is_killed_while_it_recovers_goes_on_there(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     assert results["run"]["state"] == "complete"
-    assert json.loads(done.stdout)["picked"] == results["picked"]
     records = Journal.read(out / JOURNAL)
     assert sum(r.data.get("kind") == "recovery" for r in records) == 1
     assert all(r.data["steps"] > 0 for r in records if r.kind == "recovered")
     assert before >= 3
     assert not list(recovery.iterdir())
+    assert "3 networks at once" in done.stderr
     assert "anew" not in done.stderr
