@@ -1,7 +1,9 @@
 """Recovery of networks whose batch-norms no layer can take up, at few bits."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target
 from search.abilities import abilities_of
+from search import recover as recover_module
 from search.distil import Distiller, float_stage, folded, rounded_stage
 from search.errors import InputError
 from search.recover import Recovery, recover
@@ -98,8 +101,12 @@ def problem(kept: float = 0.5) -> tuple[Task, Scorer, ResolvedPolicy]:
     return task, scorer, space.resolve(space.uniform(kept, 4, 4))
 
 
-def test_a_recovery_goes_on_where_another_process_left_it(tmp_path: Path) -> None:
+def test_a_recovery_goes_on_where_another_process_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At every comparison of two cycles through both stages: the same weights, momentum, networks, counts."""
+    ticks = count()
+    monkeypatch.setattr(recover_module, "time", SimpleNamespace(perf_counter=lambda: 0.01 * next(ticks)))
     task, scorer, policy = problem()
     where = (task, scorer.network, policy, scorer.numerics, 2.0)
     one = Recovery(*where, shares=(0.4, 0.6))
