@@ -258,7 +258,7 @@ class Watch:
 _watching: list[Watch] = []
 
 
-class Listener(tune.Callback):  # type: ignore[misc]
+class Listener(tune.Callback):
     """Passes on to the watch what Ray Tune says."""
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -318,7 +318,7 @@ def _fresh(trainable: Any, plan: Plan, place: Path, files: Any, higher: bool) ->
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     halving = ASHAScheduler(
-        time_attr="progress", max_t=100, grace_period=100 * CYCLES[0], reduction_factor=REDUCTION
+        time_attr="progress", max_t=100, grace_period=round(100 * CYCLES[0]), reduction_factor=REDUCTION
     )
     return tune.Tuner(
         trainable,

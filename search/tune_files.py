@@ -194,7 +194,7 @@ def storage(place: Path) -> Iterator[Any]:
         return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     name = f"trials-{uuid4().hex}"
-    actor = (
+    actor: Any = (
         ray.remote(Folder)
         .options(name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here)
         .remote(str(place))

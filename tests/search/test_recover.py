@@ -17,8 +17,8 @@ from compressors.apply import finish, reduced
 from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target
-from search.abilities import abilities_of
 from search import recover as recover_module
+from search.abilities import abilities_of
 from search.distil import Distiller, float_stage, folded, rounded_stage
 from search.errors import InputError
 from search.recover import Recovery, recover
