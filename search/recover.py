@@ -29,7 +29,7 @@ from .score import interval, score_compressed
 if TYPE_CHECKING:
     from search.task import Task
 
-#: Checkpoints compared on validation data over a stage.
+#: Checkpoints compared on validation data over a stage, shared by its cycles.
 CHECKPOINTS = 6
 #: Share of the time that the float network gets where bits are few.
 FLOAT_SHARE = 0.6
@@ -73,10 +73,11 @@ def recover(
 
 @dataclass(frozen=True)
 class _Part:
-    """So many seconds of one kind of stage."""
+    """So many seconds of one kind of stage, with so many comparisons."""
 
     rounded: bool
     seconds: float
+    comparisons: int
 
 
 class Recovery:
@@ -153,7 +154,8 @@ class Recovery:
 
     def advance(self, stop: threading.Event | None = None) -> None:
         """Train up to the next comparison on validation data. With ``stop`` set it comes to its end."""
-        s, stage, length = self.state, self._stage, self._parts[self.state.part].seconds
+        s, stage, part = self.state, self._stage, self._parts[self.state.part]
+        length = part.seconds
         if stage is None or length <= 0 or not stage.trained:
             self._leave()
             return
@@ -165,7 +167,7 @@ class Recovery:
                 over = True
                 break
             s.steps += 1
-            if done * CHECKPOINTS > s.checks + 1:
+            if done * part.comparisons > s.checks + 1:
                 s.checks += 1
                 break
         self._compare(stage)
@@ -236,4 +238,8 @@ def _parts(policy: ResolvedPolicy, seconds: float, shares: Sequence[float]) -> l
     """What is trained for how long: the float network, then with rounding in the loop where bits are few."""
     few = any(b < 8 for b in (*policy.weight_bits.values(), *policy.act_bits.values()))
     kinds = ((False, FLOAT_SHARE), (True, 1.0 - FLOAT_SHARE)) if few else ((False, 1.0),)
-    return [_Part(rounded, seconds * share * part) for share in shares for rounded, part in kinds]
+    return [
+        _Part(rounded, seconds * share * part, max(2, round(CHECKPOINTS * share)))
+        for share in shares
+        for rounded, part in kinds
+    ]
