@@ -7,6 +7,8 @@
    hand, once suggested by the default agent as the search goes.
 3. Many actors on a local cluster of several nodes, sleeping: the share of their time that they are busy.
 4. Memory of workers, controller time per suggestion and outcome, and what would saturate first at 1,000.
+5. Recovery (`--parts recovery`) of a short search's three best, by this process and by two workers on Ray
+   Tune, in the same wall time, several seeds: the metric that each reaches.
 """
 
 from __future__ import annotations
@@ -14,18 +16,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from agents.contract import Agent
 from agents.registry import DEFAULT, make_agent
 from compressors.policy import ResolvedPolicy
+from search.candidates import (
+    SHORTLIST,
+    Candidate,
+    at_once,
+    one_by_one,
+    pick,
+    plain_candidate,
+    plan_of,
+    shortlist,
+)
 from search.cluster import connect, disconnect
 from search.config import make_config
-from search.evaluate import Examiner, Finished, Job
+from search.console import Silent
+from search.evaluate import Examiner, Finished, InlineEvaluator, Job
 from search.evaluate_ray import RayEvaluator
 from search.evidence import Evidence, Score
 from search.setup import Setup, load_setup
@@ -193,14 +208,55 @@ def dispatch(policy: ResolvedPolicy, count: int) -> float:
         return (time.process_time() - start) / count
 
 
+def recovery(setup: Setup, evaluations: int, seconds: float, seeds: int) -> None:
+    """Part 5."""
+    with InlineEvaluator(setup.scorer) as evaluator:
+        study = Study(setup.problem, make_agent(DEFAULT, setup.problem, 0), evaluator, None)
+        study.run(evaluations)
+    plain = [plain_candidate(setup, o) for o in shortlist(setup, study.outcomes, SHORTLIST)]
+    metric = setup.task.metric
+    found = ", ".join(metric.show(c.score.value) for c in plain)
+    whole = metric.show(setup.base_score.value)
+    print(f"recovery ({setup.task.name}, {whole}; the {len(plain)} best of {evaluations} policies: {found})")
+    print("  seed   Ray Tune: wall s   steps   metric of the best   one process: wall s   steps   the best")
+    gains = []
+    for seed in range(seeds):
+        setup.config = setup.config.model_copy(update={"seed": seed})
+        wall, tuned = _recovered_at_once(setup, plain, seconds)
+        start = time.perf_counter()
+        single = one_by_one(setup, plain, wall, Silent(), None)
+        other = time.perf_counter() - start
+        best = [found[pick(setup, found)].score.value for found in (tuned, single)]
+        gains.append(setup.problem.gain(best[0]) - setup.problem.gain(best[1]))
+        steps = [sum(c.steps for c in found) for found in (tuned, single)]
+        print(
+            f"  {seed:4}   {wall:16.1f}   {steps[0]:5}   {metric.show(best[0]):>18}   {other:19.1f}   "
+            f"{steps[1]:5}   {metric.show(best[1]):>8}",
+            flush=True,
+        )
+    print(f"  Ray Tune's best is better by {statistics.mean(gains):+.4f} in the mean")
+
+
+def _recovered_at_once(setup: Setup, plain: list[Candidate], seconds: float) -> tuple[float, list[Candidate]]:
+    """Wall seconds, the start of the workers included, and the candidates after them."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        plan = plan_of(setup, plain, seconds)
+        found = at_once(setup, plain, plan, Path(folder) / "recovery" / "trials", Silent(), None)
+        return time.perf_counter() - start, found
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--quick", action="store_true", help="a tenth of everything")
     options.add_argument("--sleeps", default="0.05,0.5,5")
     options.add_argument("--actors", type=int, default=64)
     options.add_argument("--task", default="digits32")
+    options.add_argument("--target", default=TARGET)
     options.add_argument("--evaluations", type=int, default=60)
     options.add_argument("--parts", default="sleeping,real,searching,busy,controller")
+    options.add_argument("--recover", type=float, default=45.0, help="seconds of training in part 5")
+    options.add_argument("--seeds", type=int, default=3)
     chosen = options.parse_args()
     parts = chosen.parts.split(",")
     sleeps = [float(s) for s in chosen.sleeps.split(",")]
@@ -208,7 +264,8 @@ def main() -> None:
     if chosen.quick:
         sleeps, count, actors = sleeps[:1], count // 5, actors // 8
     with torch_threads(1):
-        setup = load_setup(make_config({"target": TARGET, "task": chosen.task, "recover": "0"}))
+        values = {"target": chosen.target, "task": chosen.task, "workers": 2, "recover": "0"}
+        setup = load_setup(make_config(values))
         policy = setup.base_policy
         connect(cpus=2)
         if "sleeping" in parts:
@@ -218,6 +275,8 @@ def main() -> None:
         if "searching" in parts:
             searching(setup, count)
         sent = dispatch(policy, 200) if "controller" in parts else 0.0
+        if "recovery" in parts:
+            recovery(setup, count, chosen.recover, chosen.seeds)
         disconnect()
         if "busy" in parts:
             busy(policy, actors, NODES)

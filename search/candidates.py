@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.contract import Outcome
@@ -19,9 +20,17 @@ from .setup import Setup
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .recover import Recovered
+    from .recover_ray import Plan
+    from .underway import Run
+
 #: How many policies are recovered, and the least time each must get.
 SHORTLIST = 3
 LEAST_SECONDS = 6.0
+#: Learning rates of one policy that are tried at once, where there are workers enough.
+MOST_RATES = 3
+#: The kind of the event that names the trials a run has begun.
+RECOVERY = "recovery"
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,27 @@ def score_now(setup: Setup, compressed: Compressed) -> Score:
     return Score(*interval(scores), len(scores), 0.0)
 
 
-def recover_candidates(
-    setup: Setup, chosen: Sequence[Outcome], seconds: float, progress: Progress, stop: threading.Event | None
-) -> list[Candidate]:
-    """Networks of the shortlist, recovered: half of the time shared by all, the other half for the best."""
-    plain = [_plain(setup, o) for o in chosen]
-    if seconds <= 0 or not plain:
+def recover_candidates(this: Run, chosen: Sequence[Outcome]) -> list[Candidate]:
+    """Networks of the shortlist, recovered: at once where there are several workers, else one by one."""
+    setup, config = this.setup, this.setup.config
+    plain = [plain_candidate(setup, o) for o in chosen]
+    if config.recover_seconds <= 0 or not plain:
         return plain
+    if config.workers == 1 and config.ray_address is None:
+        return one_by_one(setup, plain, config.recover_seconds, this.progress, this.stop)
+    from .private import place_of
+
+    plan = plan_of(setup, plain, config.recover_seconds)
+    again = _journalled(this) == plan.key
+    if not again:
+        this.journal.append("event", {"kind": RECOVERY, "trials": plan.key})
+    return at_once(setup, plain, plan, place_of(this.folder, this.journal), this.progress, this.stop, again)
+
+
+def one_by_one(
+    setup: Setup, plain: list[Candidate], seconds: float, progress: Progress, stop: threading.Event | None
+) -> list[Candidate]:
+    """Recover in this process: half of the time shared by all, the other half for the best."""
     rounds = plain[: max(1, int(seconds / 2 // LEAST_SECONDS))]
     rest = plain[len(rounds) :]
     share = seconds if len(rounds) == 1 else seconds / 2 / len(rounds)
@@ -95,6 +118,53 @@ def recover_candidates(
     return [*recovered, *rest]
 
 
+def plan_of(setup: Setup, plain: Sequence[Candidate], seconds: float) -> Plan:
+    """Which candidates are recovered at once: each must get a least time of the workers' CPUs."""
+    from .recover_ray import Plan
+
+    config = setup.config
+    count = max(1, min(len(plain), int(config.workers * seconds / 2 // LEAST_SECONDS)))
+    return Plan(
+        tuple(c.searched.policy for c in plain[:count]),
+        seconds,
+        config.seed,
+        max(1, min(MOST_RATES, config.workers // count)),
+        halving=setup.problem.objective == "accuracy",  # else the fastest counts, be it behind the others
+    )
+
+
+def at_once(
+    setup: Setup,
+    plain: list[Candidate],
+    plan: Plan,
+    place: Path,
+    progress: Progress,
+    stop: threading.Event | None,
+    again: bool = False,
+) -> list[Candidate]:
+    """Recover as trials of Ray Tune, kept at ``place``; with ``again`` those that are there go on."""
+    from .recover_ray import recover_all
+
+    config = setup.config
+    progress.note(
+        f"recover  {len(plan.policies)} networks at once, {len(plan.trials)} trials of {plan.seconds:.0f} s"
+    )
+    found = recover_all(
+        setup.task, setup.scorer.network, setup.scorer.numerics, plan, place,
+        workers=config.workers, address=config.ray_address, again=again, stop=stop,
+        tell=lambda text: progress.note(f"recover  {text}"),
+    )  # fmt: skip
+    rest = plain[len(found) :]
+    pairs = zip(plain, found, strict=False)
+    return [*(c if done is None else _with(setup, c, done) for c, done in pairs), *rest]
+
+
+def _journalled(this: Run) -> str | None:
+    """The trials that this run began last, if any."""
+    keys = [r.data.get("trials") for r in this.journal.records if r.data.get("kind") == RECOVERY]
+    return keys[-1] if keys else None
+
+
 def pick(setup: Setup, candidates: Sequence[Candidate]) -> int:
     """Position of the candidate to deliver, by today's score."""
     problem = setup.problem
@@ -109,7 +179,8 @@ def pick(setup: Setup, candidates: Sequence[Candidate]) -> int:
     return max(range(len(candidates)), key=lambda i: problem.gain(candidates[i].score.value))
 
 
-def _plain(setup: Setup, outcome: Outcome) -> Candidate:
+def plain_candidate(setup: Setup, outcome: Outcome) -> Candidate:
+    """A policy as a network, as it is compressed."""
     compressed = compress(setup.scorer.network, outcome.policy, setup.scorer.numerics)
     return Candidate(outcome, compressed, score_now(setup, compressed), False)
 
@@ -127,6 +198,11 @@ def _recover(setup: Setup, candidate: Candidate, seconds: float, stop: threading
         stop,
         candidate.floats,
     )
+    return _with(setup, candidate, done)
+
+
+def _with(setup: Setup, candidate: Candidate, done: Recovered) -> Candidate:
+    """A candidate after one more recovery, unless it was better before."""
     better = setup.problem.gain(done.after) >= setup.problem.gain(candidate.score.value)
     compressed = done.compressed if better else candidate.compressed
     return Candidate(

@@ -84,6 +84,19 @@ def borrowed(device: Device | None) -> Iterator[None]:
                 disconnect()
 
 
+@contextmanager
+def kept(workers: int, address: str | None) -> Iterator[None]:
+    """One cluster for all that a run does with several workers, rather than one for each of its parts."""
+    if workers <= 1 and address is None:
+        yield
+        return
+    connect(address, cpus=workers)
+    try:
+        yield
+    finally:
+        disconnect()
+
+
 def check_address(address: str) -> None:
     """Refuse what is no `host:port` or `auto`. Raises UsageError."""
     host, _, port = address.rpartition(":")
@@ -125,4 +138,13 @@ def _nobody(address: str, why: str) -> ClusterError:
     return ClusterError(f"no Ray cluster at {address}: {line}.", "Start one: ray start --head.")
 
 
-__all__ = ["AUTO", "ClusterError", "borrowed", "check_address", "connect", "device_worker", "disconnect"]
+__all__ = [
+    "AUTO",
+    "ClusterError",
+    "borrowed",
+    "check_address",
+    "connect",
+    "device_worker",
+    "disconnect",
+    "kept",
+]

@@ -23,7 +23,7 @@ from hw_profiles.target import load_target
 from . import sensitivity, studies, summary, warm
 from .builds import check_resources
 from .candidates import Candidate, pick, recover_candidates
-from .cluster import borrowed
+from .cluster import borrowed, kept
 from .commands import apply_policy, export_point, measure_run, predict
 from .console import Progress, Silent, header_lines
 from .deliver import Delivered, deliver
@@ -32,6 +32,7 @@ from .evaluate import make_evaluator
 from .explanation import explanation
 from .journal import Journal
 from .pool import OFF, PooledEvaluator, open_pool
+from .private import forget, place_of
 from .result import RunResult
 from .results import Event, Results, RunFacts
 from .rounds import search_policies, time_first, timed_shortlist
@@ -117,7 +118,7 @@ def begun(
     facts = _facts(setup, folder, command)
     watch = Stopwatch(setup, journal)
     this = Run(setup, folder, journal, show, stop, facts, watch, _events(journal), setup.timings)
-    with journal, borrowed(setup.device):
+    with journal, borrowed(setup.device), kept(config.workers, config.ray_address):
         if journal.torn_bytes:
             show.note(f"journal  its last {journal.torn_bytes} bytes were cut short and are left out")
         folder.sweep()
@@ -155,6 +156,8 @@ def concluded(search: Search, chosen: Sequence[Outcome]) -> Results:
 def written(search: Search, results: Results) -> None:
     """Write results and report, and keep the study for later ones."""
     _written(search.run, results)
+    if not search.run.stopped:
+        forget(place_of(search.run.folder, search.run.journal))
     studies.keep(search.run, search.study)
 
 
@@ -271,14 +274,14 @@ def _study(
 
 def _candidates(this: Run, chosen: Sequence[Outcome]) -> list[Candidate]:
     """The shortlist, recovered."""
-    setup, config = this.setup, this.setup.config
+    config = this.setup.config
     if not chosen:
         raise InfeasibleError(
             "no evaluated policy holds the budget; the search was too short.",
             f"Go on with --resume {this.folder.path} --evaluations {2 * config.evaluations}.",
         )
     start = time.perf_counter()
-    found = recover_candidates(setup, chosen, config.recover_seconds, this.progress, this.stop)
+    found = recover_candidates(this, chosen)
     for c in found:
         if c.recovered:
             this.folder.write(recovered_name(c.searched.policy.digest), to_bytes(c.compressed))

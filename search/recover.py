@@ -1,46 +1,38 @@
 """Short recovery of a chosen policy: distillation from the uncompressed network, best checkpoint kept.
 
-First the float network (pruned, factorised, with its batch-norms) learns the uncompressed network's
-answers (Hinton et al. 2015); then, where bits are few, the folded network learns on with rounding in the
-loop (straight-through estimator, Bengio et al. 2013). What comes out is quantised like any policy.
+First the float network learns, then, where bits are few, the folded network learns on with rounding in the
+loop (`search.distil`). What comes out is quantised like any policy. A recovery trains up to one comparison on
+validation data at a time; between two of them it can be put on disk and taken up again (`search.recovering`).
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.apply import Network, finish, reduced, round_folded, weight_axis
+from compressors.apply import Network, finish, reduced
 from compressors.compressed import Compressed
-from compressors.execute import run
-from compressors.graph import Graph, Node
 from compressors.policy import ResolvedPolicy
-from compressors.quantize import fake_quantize, quantize_weight
 from compressors.resolve import Numerics
-from compressors.skeleton import concrete, unknowns
 
+from .distil import CPU, Distiller, Stage, float_stage, folded, one_cycle, rounded_stage
+from .recovering import Best, State
 from .score import interval, score_compressed
-from .threads import torch_threads
 
 if TYPE_CHECKING:
     from search.task import Task
 
-#: Peak learning rate of SGD with momentum 0.9 and one cycle; with rounding in the loop a tenth of it.
-LEARNING_RATE = 0.03
-BATCH = 64
-TEMPERATURE = 2.0
-#: Checkpoints compared on validation data over a recovery.
+#: Checkpoints compared on validation data over a stage, shared by its cycles.
 CHECKPOINTS = 6
-_CLASSIFYING = frozenset({"top1", "top5", "teacher_agreement"})
+#: Share of the time that the float network gets where bits are few.
+FLOAT_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -58,16 +50,6 @@ class Recovered:
     seconds: float
 
 
-@dataclass
-class _Stage:
-    """What one stage trains: leaves, how to run them, and how a checkpoint becomes a network."""
-
-    leaves: dict[str, Tensor]
-    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
-    network: Callable[[], Compressed]
-    rate: float
-
-
 def recover(
     task: Task,
     network: Network,
@@ -83,178 +65,181 @@ def recover(
     Batches come from ``task.batches(seed, 64)``; labels are used only where the task has a loss. With
     ``floats`` of an earlier recovery of the same policy it goes on from there.
     """
-    start = time.perf_counter()
-    weights = dict(floats) if floats is not None else reduced(network, policy)
-    best = finish(network, policy, numerics, weights)
-    before = after = _value(task, best)
-    few_bits = any(b < 8 for b in (*policy.weight_bits.values(), *policy.act_bits.values()))
-    trainer = _Trainer(task, network, seed, stop)
-    first = _float_stage(network, policy, numerics, weights)
-    steps, best, after = trainer.train(first, seconds * (0.6 if few_bits else 1.0), best, after)
-    learned = {k: v.detach() for k, v in first.leaves.items()} if steps and after != before else weights
-    if few_bits:
-        second = _rounded_stage(network, policy, numerics, first.leaves, best)
-        more, best, after = trainer.train(second, seconds * 0.4, best, after)
-        steps += more
-    return Recovered(best, learned, before, after, steps, time.perf_counter() - start)
+    one = Recovery(task, network, policy, numerics, seconds, seed=seed, floats=floats)
+    while not one.over:
+        one.advance(stop)
+    return one.result
 
 
-def _value(task: Task, compressed: Compressed) -> float:
-    return interval(score_compressed(compressed, task.validation, task.metric))[0]
+@dataclass(frozen=True)
+class _Part:
+    """So many seconds of one kind of stage, with so many comparisons."""
+
+    rounded: bool
+    seconds: float
+    comparisons: int
 
 
-class _Trainer:
-    """Distils one stage after another from the same stream of batches."""
+class Recovery:
+    """One policy's recovery under way.
 
-    def __init__(self, task: Task, network: Network, seed: int, stop: threading.Event | None) -> None:
-        self.task = task
-        self.network = network
-        self.stop = stop
-        self.stream = task.batches(seed, BATCH)
+    Args:
+        seconds: of training, comparisons included.
+        floats: the float network's weights to begin with; by default those of the compression.
+        shares: of the seconds, which sum to 1: a learning-rate cycle through all stages each.
+        rate: multiplies the learning rates.
+        device: where steps are computed.
+        most_threads: that a step may take; all by default.
+        state: where another process left off.
+    """
 
-    def train(
-        self, stage: _Stage, seconds: float, best: Compressed, value: float
-    ) -> tuple[int, Compressed, float]:
-        """(steps done, best network, its metric value) after about ``seconds``."""
-        trained = [p for p in stage.leaves.values() if p.requires_grad]
-        if seconds <= 0 or not trained:
-            return 0, best, value
-        optimiser = torch.optim.SGD(trained, lr=stage.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
-        start, steps, checks = time.perf_counter(), 0, 0
-        threads = self._fastest(stage, optimiser)
-        while True:
-            done = (time.perf_counter() - start) / seconds
-            if done >= 1.0 or (self.stop is not None and self.stop.is_set()):
+    def __init__(
+        self,
+        task: Task,
+        network: Network,
+        policy: ResolvedPolicy,
+        numerics: Numerics,
+        seconds: float,
+        *,
+        seed: int = 0,
+        floats: Mapping[str, Tensor] | None = None,
+        shares: Sequence[float] = (1.0,),
+        rate: float = 1.0,
+        device: torch.device = CPU,
+        most_threads: int | None = None,
+        state: State | None = None,
+    ) -> None:
+        self.task, self.network, self.policy, self.numerics = task, network, policy, numerics
+        self._parts = _parts(policy, seconds, shares)
+        self._rate, self._device = rate, device
+        self._began = time.perf_counter()
+        if state is None:
+            weights = dict(floats) if floats is not None else reduced(network, policy)
+            first = self._scored(finish(network, policy, numerics, weights))
+            state = State(weights, first, first, first.value)
+        self.state = state
+        self._last: Mapping[str, Tensor] = state.floats
+        # another process goes on with other batches: those it had seen would have to be drawn in vain
+        self._distiller = Distiller(task, network, (seed + state.steps) % 2**32, device, most_threads)
+        self._enter(state.leaves)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.state.part >= len(self._parts)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0..1."""
+        if self.over:
+            return 1.0
+        part = self._parts[self.state.part]
+        done = sum(p.seconds for p in self._parts[: self.state.part]) + min(self.state.spent, part.seconds)
+        return done / (sum(p.seconds for p in self._parts) or 1.0)
+
+    @property
+    def result(self) -> Recovered:
+        """The best so far."""
+        s = self.state
+        return Recovered(s.best.compressed, s.floats, s.before, s.best.value, s.steps, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that this recovery took, in all processes."""
+        return self.state.earlier + time.perf_counter() - self._began
+
+    def left(self) -> State:
+        """Where it stands, for another process to go on."""
+        return self.state.at(self._stage, self._sgd, self.seconds)
+
+    def advance(self, stop: threading.Event | None = None) -> None:
+        """Train up to the next comparison on validation data. With ``stop`` set it comes to its end."""
+        s, stage, part = self.state, self._stage, self._parts[self.state.part]
+        length = part.seconds
+        if stage is None or length <= 0 or not stage.trained:
+            self._leave()
+            return
+        start = time.perf_counter() - s.spent
+        sgd = self._optimiser(stage)
+        while not (over := time.perf_counter() - start >= length or (stop is not None and stop.is_set())):
+            done = (time.perf_counter() - start) / length
+            if not self._distiller.step(stage, sgd, self._rate * stage.rate * one_cycle(done)):
+                over = True
                 break
-            for group in optimiser.param_groups:
-                group["lr"] = stage.rate * _one_cycle(done)
-            with torch_threads(threads):
-                finite = self._step(stage, optimiser)
-            if not finite:
+            s.steps += 1
+            if done * part.comparisons > s.checks + 1:
+                s.checks += 1
                 break
-            steps += 1
-            if done * CHECKPOINTS > checks + 1:
-                checks += 1
-                best, value = self._keep(stage, best, value)
-        return steps, *self._keep(stage, best, value)
+        self._compare(stage)
+        s.spent = time.perf_counter() - start
+        if over:
+            self._leave()
 
-    def _fastest(self, stage: _Stage, optimiser: torch.optim.Optimizer) -> int:
-        """One thread or all of them, whichever takes a step in less time now: the machine may be busy."""
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * _one_cycle(0.0)
-        taken = {}
-        for threads in {1, os.cpu_count() or 1}:
-            with torch_threads(threads):
-                self._step(stage, optimiser)  # the first step sets up what later ones reuse
-                begin = time.perf_counter()
-                self._step(stage, optimiser)
-                taken[threads] = time.perf_counter() - begin
-        return min(taken, key=taken.__getitem__)
+    # -- stages
 
-    def _step(self, stage: _Stage, optimiser: torch.optim.Optimizer) -> bool:
-        """One step; False when the loss is no longer finite (the best checkpoint stays)."""
-        inputs, targets = next(self.stream)
-        with torch.no_grad():
-            teacher = run(self.network.structure.graph, self.network.weights, inputs)
-        outputs = stage.forward(inputs)
-        loss = self._distance(outputs, teacher)
-        if self.task.loss is not None and targets is not None:
-            loss = loss + 0.3 * self.task.loss(outputs, targets)
-        if not bool(torch.isfinite(loss)):
-            return False
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 5.0)
-        optimiser.step()
-        return True
+    def _enter(self, leaves: Mapping[str, Tensor] | None) -> None:
+        """Set up the stage of the present part; ``leaves``: as they are in the middle of it."""
+        self._sgd: torch.optim.SGD | None = None
+        self._stage: Stage | None = None
+        if self.over:
+            return
+        where = (self.network, self.policy, self.numerics)
+        if self._parts[self.state.part].rounded:
+            start = folded(*where[:2], self._last) if leaves is None else leaves
+            self._stage = rounded_stage(*where, start, self.state.reference.compressed, self._device)
+        else:
+            self._stage = float_stage(*where, self.state.floats if leaves is None else leaves, self._device)
 
-    def _distance(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
-        """Temperature-2 cross entropy for classifiers, else squared error over the teacher's variance."""
-        total = outputs[0].new_zeros(())
-        for ours, theirs in zip(outputs, teacher, strict=True):
-            if self.task.metric.name in _CLASSIFYING and ours.dim() == 2:
-                wanted = F.softmax(theirs / TEMPERATURE, 1)
-                total = total + TEMPERATURE**2 * F.cross_entropy(ours / TEMPERATURE, wanted)
-            else:
-                total = total + F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-6)
-        return total
+    def _leave(self) -> None:
+        """This part is done; on to the next."""
+        s, stage = self.state, self._stage
+        if stage is not None and not self._parts[s.part].rounded:
+            last = stage.weights() if stage.finite else s.floats
+            if s.reference.value != s.cycle_before:
+                s.floats = last
+            self._last = last
+        s.part, s.spent, s.checks, s.momentum = s.part + 1, 0.0, 0, {}
+        if not self.over and not self._parts[s.part].rounded:  # a new cycle, from what was learned
+            s.reference = self._scored(finish(self.network, self.policy, self.numerics, s.floats))
+            s.cycle_before = s.reference.value
+        self._enter(None)
 
-    def _keep(self, stage: _Stage, best: Compressed, value: float) -> tuple[Compressed, float]:
-        candidate = stage.network()
-        found = _value(self.task, candidate)
-        better = found >= value if self.task.metric.higher_is_better else found <= value
-        return (candidate, found) if better and math.isfinite(found) else (best, value)
+    def _optimiser(self, stage: Stage) -> torch.optim.SGD:
+        if self._sgd is None:
+            self._sgd = self._distiller.optimiser(stage)
+            for name, leaf in stage.trained.items():
+                if name in self.state.momentum:
+                    self._sgd.state[leaf]["momentum_buffer"] = self.state.momentum[name].to(self._device)
+            done = self.state.spent / self._parts[self.state.part].seconds
+            self._distiller.warm(stage, self._sgd, self._rate * stage.rate * one_cycle(done))
+        return self._sgd
 
+    # -- comparing
 
-def _one_cycle(done: float) -> float:
-    """Learning rate over time, 0..1: up over the first 15 %, then down a cosine."""
-    if done < 0.15:
-        return 0.1 + 0.9 * done / 0.15
-    return 0.5 * (1 + math.cos(math.pi * (done - 0.15) / 0.85)) + 0.002
+    def _compare(self, stage: Stage) -> None:
+        """Keep what is trained where it is better; what diverged is no network."""
+        if not stage.finite:
+            return
+        found = self._scored(stage.network())
+        self.state.reference = self._better(found, self.state.reference)
+        self.state.best = self._better(found, self.state.best)
 
+    def _better(self, new: Best, old: Best) -> Best:
+        higher = self.task.metric.higher_is_better
+        better = new.value >= old.value if higher else new.value <= old.value
+        return new if better and math.isfinite(new.value) else old
 
-def _leaves(graph: Graph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies to be trained; statistics of batch-norms, the unfoldable ones' too, are followed instead."""
-    statistics = {t for n in graph.nodes if n.op == "batch_norm" for t in n.inputs[3:5]}
-    return {
-        k: v.clone().requires_grad_(v.is_floating_point() and k not in statistics) for k, v in weights.items()
-    }
+    def _scored(self, compressed: Compressed) -> Best:
+        scores = score_compressed(compressed, self.task.validation, self.task.metric)
+        return Best(compressed, interval(scores)[0])
 
 
-def _float_stage(
-    network: Network, policy: ResolvedPolicy, numerics: Numerics, weights: Mapping[str, Tensor]
-) -> _Stage:
-    """The unfolded float network, batch-norm in training mode."""
-    skeleton = network.skeletons.of(policy)
-    graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
-    leaves = _leaves(graph, weights)
-
-    def normalise(node: Node, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        scale, shift, mean, var = (values[t] for t in node.inputs[1:])
-        return F.batch_norm(x, mean, var, scale, shift, True, 0.1, node.attrs["eps"])
-
-    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return run(graph, leaves, inputs, norm_hook=normalise)
-
-    def built() -> Compressed:
-        return finish(network, policy, numerics, {k: v.detach() for k, v in leaves.items()})
-
-    return _Stage(leaves, forward, built, LEARNING_RATE)
-
-
-def _rounded_stage(
-    network: Network,
-    policy: ResolvedPolicy,
-    numerics: Numerics,
-    floats: Mapping[str, Tensor],
-    best: Compressed,
-) -> _Stage:
-    """The folded network with rounded weights and activations; gradients pass straight through."""
-    from compressors.apply import fold
-
-    skeleton = network.skeletons.of(policy)
-    start = fold(skeleton, {k: v.detach() for k, v in floats.items()})
-    graph = best.graph
-    leaves = _leaves(graph, start)
-    axes = {
-        n.inputs[1]: weight_axis(graph, n)
-        for n in graph.nodes
-        if len(n.inputs) > 1 and n.inputs[1] in best.codes
-    }
-
-    def rounded(name: str, value: Tensor) -> Tensor:
-        return fake_quantize(value, best.activations[name])
-
-    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        weights = dict(leaves)
-        for name, axis in axes.items():
-            near, _ = quantize_weight(
-                leaves[name].detach(), best.codes[name].bits, axis, numerics, policy.scales
-            )
-            weights[name] = leaves[name] + (near - leaves[name]).detach()
-        return run(graph, weights, inputs, rounded, hooked=frozenset(best.activations))
-
-    def built() -> Compressed:
-        return round_folded(network, policy, numerics, {k: v.detach() for k, v in leaves.items()})
-
-    return _Stage(leaves, forward, built, LEARNING_RATE / 10)
+def _parts(policy: ResolvedPolicy, seconds: float, shares: Sequence[float]) -> list[_Part]:
+    """What is trained for how long: the float network, then with rounding in the loop where bits are few."""
+    few = any(b < 8 for b in (*policy.weight_bits.values(), *policy.act_bits.values()))
+    kinds = ((False, FLOAT_SHARE), (True, 1.0 - FLOAT_SHARE)) if few else ((False, 1.0),)
+    return [
+        _Part(rounded, seconds * share * part, max(2, round(CHECKPOINTS * share)))
+        for share in shares
+        for rounded, part in kinds
+    ]

@@ -87,6 +87,18 @@ THREATS: tuple[Threat, ...] = (
         ),
     ),
     Threat(
+        "run folders",
+        "state of Ray Tune in them, which is pickled, runs code when the recovery is resumed",
+        "that state lies in the user's cache folder, under a name that follows from journal and place, until "
+        "the run ends; it is read only where nobody else may write. Checkpoints are safetensors and JSON. On "
+        "the nodes of a cluster Ray itself unpickles what its head sends: join only your own",
+        (
+            "search/test_private.py::test_places_follow_from_the_journal_and_lie_in_no_run_folder",
+            "search/test_private.py::test_what_others_may_write_is_refused",
+            "search/test_recover_ray.py::test_a_foreign_run_is_not_unpickled",
+        ),
+    ),
+    Threat(
         "configs of others",
         "a config names the code of its task, as --task and --model do",
         "`search report` runs none of it. --config, --resume, export and measure do, by their nature: read "

@@ -1,0 +1,226 @@
+"""Distillation from the uncompressed network, in stages: the float network, then with rounding in the loop.
+
+The float network (pruned, factorised, with its batch-norms) learns the uncompressed network's answers (Hinton
+et al. 2015); the folded network learns on with rounded weights and activations (straight-through estimator,
+Bengio et al. 2013).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compressors.apply import Network, finish, fold, round_folded, weight_axis
+from compressors.compressed import Compressed
+from compressors.errors import NumericsError
+from compressors.execute import run
+from compressors.graph import Graph, Node
+from compressors.policy import ResolvedPolicy
+from compressors.quantize import fake_quantize, quantize_weight
+from compressors.resolve import Numerics
+from compressors.skeleton import concrete, unknowns
+
+from .threads import torch_threads
+
+if TYPE_CHECKING:
+    from search.task import Task
+
+#: Peak learning rate of SGD with momentum 0.9 and one cycle; with rounding in the loop a tenth of it.
+LEARNING_RATE = 0.03
+BATCH = 64
+TEMPERATURE = 2.0
+CPU = torch.device("cpu")
+_CLASSIFYING = frozenset({"top1", "top5", "teacher_agreement"})
+
+
+@dataclass
+class Stage:
+    """What one stage trains: leaves, how to run them, how they become a network, the peak learning rate."""
+
+    leaves: dict[str, Tensor]
+    forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    network: Callable[[], Compressed]
+    rate: float
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The leaves that gradients reach."""
+        return {k: v for k, v in self.leaves.items() if v.requires_grad}
+
+    @property
+    def finite(self) -> bool:
+        """Whether training has not diverged."""
+        return all(bool(torch.isfinite(v).all()) for v in self.leaves.values() if v.is_floating_point())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The leaves as they are now, on the CPU, without gradients."""
+        return {k: v.detach().cpu() for k, v in self.leaves.items()}
+
+
+class Distiller:
+    """Trains stages of one network step by step, on batches of its task.
+
+    ``most_threads``: how many threads a step may take, 1 or as many, whichever is faster; all by default.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        network: Network,
+        seed: int,
+        device: torch.device = CPU,
+        most_threads: int | None = None,
+    ) -> None:
+        self.task = task
+        self.device = device
+        self._graph = network.structure.graph
+        self._teacher = {k: v.to(device) for k, v in network.weights.items()}
+        self._stream = task.batches(seed, BATCH)
+        self._most = most_threads or os.cpu_count() or 1
+        self._threads = 1
+
+    def optimiser(self, stage: Stage) -> torch.optim.SGD:
+        """SGD with Nesterov's momentum for what a stage trains."""
+        trained = list(stage.trained.values())
+        return torch.optim.SGD(trained, lr=stage.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+    def warm(self, stage: Stage, optimiser: torch.optim.Optimizer, rate: float) -> None:
+        """Find out how many threads are fastest now, by training: the machine may be busy."""
+        taken = {}
+        for threads in {1, self._most}:
+            self._threads = threads
+            self.step(stage, optimiser, rate)  # the first step sets up what later ones reuse
+            begin = time.perf_counter()
+            self.step(stage, optimiser, rate)
+            taken[threads] = time.perf_counter() - begin
+        self._threads = min(taken, key=taken.__getitem__)
+
+    def step(self, stage: Stage, optimiser: torch.optim.Optimizer, rate: float) -> bool:
+        """One step at a learning rate; False, and nothing done, when what is trained has diverged."""
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        with torch_threads(self._threads):
+            try:
+                loss = self.loss(stage, *next(self._stream))
+            except NumericsError:  # weights that cannot be rounded
+                return False
+            if not bool(torch.isfinite(loss)):
+                return False
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 5.0)
+            optimiser.step()
+        return True
+
+    def loss(self, stage: Stage, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+        """Distance from the uncompressed network's answers, and the task's own loss where there is one."""
+        inputs = tuple(x.to(self.device) for x in inputs)
+        with torch.no_grad():
+            teacher = run(self._graph, self._teacher, inputs)
+        outputs = stage.forward(inputs)
+        loss = self._distance(outputs, teacher)
+        if self.task.loss is not None and targets is not None:
+            loss = loss + 0.3 * self.task.loss(outputs, targets.to(self.device))
+        return loss
+
+    def _distance(self, outputs: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+        """Temperature-2 cross entropy for classifiers, else squared error over the teacher's variance."""
+        total = outputs[0].new_zeros(())
+        for ours, theirs in zip(outputs, teacher, strict=True):
+            if self.task.metric.name in _CLASSIFYING and ours.dim() == 2:
+                wanted = F.softmax(theirs / TEMPERATURE, 1)
+                total = total + TEMPERATURE**2 * F.cross_entropy(ours / TEMPERATURE, wanted)
+            else:
+                total = total + F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-6)
+        return total
+
+
+def one_cycle(done: float) -> float:
+    """Learning rate over time, 0..1: up over the first 15 %, then down a cosine."""
+    if done < 0.15:
+        return 0.1 + 0.9 * done / 0.15
+    return 0.5 * (1 + math.cos(math.pi * (done - 0.15) / 0.85)) + 0.002
+
+
+def float_stage(
+    network: Network,
+    policy: ResolvedPolicy,
+    numerics: Numerics,
+    weights: Mapping[str, Tensor],
+    device: torch.device = CPU,
+) -> Stage:
+    """The unfolded float network, batch-norm in training mode; ``weights`` as of `reduced`."""
+    skeleton = network.skeletons.of(policy)
+    graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
+    leaves = _leaves(graph, weights, device)
+
+    def normalise(node: Node, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        scale, shift, mean, var = (values[t] for t in node.inputs[1:])
+        return F.batch_norm(x, mean, var, scale, shift, True, 0.1, node.attrs["eps"])
+
+    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return run(graph, leaves, inputs, norm_hook=normalise)
+
+    def built() -> Compressed:
+        return finish(network, policy, numerics, {k: v.detach().cpu() for k, v in leaves.items()})
+
+    return Stage(leaves, forward, built, LEARNING_RATE)
+
+
+def folded(network: Network, policy: ResolvedPolicy, floats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the folded network, from which `rounded_stage` begins."""
+    return fold(network.skeletons.of(policy), floats)
+
+
+def rounded_stage(
+    network: Network,
+    policy: ResolvedPolicy,
+    numerics: Numerics,
+    weights: Mapping[str, Tensor],
+    reference: Compressed,
+    device: torch.device = CPU,
+) -> Stage:
+    """The folded network with rounded weights and activations; gradients pass straight through.
+
+    ``weights`` as of `folded`; ``reference`` gives the graph and the quantisers of the activations.
+    """
+    graph = reference.graph
+    leaves = _leaves(graph, weights, device)
+    axes = {
+        n.inputs[1]: weight_axis(graph, n)
+        for n in graph.nodes
+        if len(n.inputs) > 1 and n.inputs[1] in reference.codes
+    }
+
+    def rounded(name: str, value: Tensor) -> Tensor:
+        return fake_quantize(value, reference.activations[name])
+
+    def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        values = dict(leaves)
+        for name, axis in axes.items():
+            bits = reference.codes[name].bits
+            near, _ = quantize_weight(leaves[name].detach(), bits, axis, numerics, policy.scales)
+            values[name] = leaves[name] + (near - leaves[name]).detach()
+        return run(graph, values, inputs, rounded, hooked=frozenset(reference.activations))
+
+    def built() -> Compressed:
+        return round_folded(network, policy, numerics, {k: v.detach().cpu() for k, v in leaves.items()})
+
+    return Stage(leaves, forward, built, LEARNING_RATE / 10)
+
+
+def _leaves(graph: Graph, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies to be trained; statistics of batch-norms, the unfoldable ones' too, are followed instead."""
+    statistics = {t for n in graph.nodes if n.op == "batch_norm" for t in n.inputs[3:5]}
+    return {
+        k: v.to(device, copy=True).requires_grad_(v.is_floating_point() and k not in statistics)
+        for k, v in weights.items()
+    }
