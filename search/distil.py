@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,14 @@ from compressors.skeleton import concrete, unknowns
 from .threads import torch_threads
 
 if TYPE_CHECKING:
-    from search.task import Task
+    from search.task import Batch, Task
 
-#: Peak learning rate of SGD with momentum 0.9 and one cycle; with rounding in the loop a tenth of it.
-LEARNING_RATE = 0.03
+#: Peak learning rates that are tried of a network, each in a short cycle: what suits one ruins another.
+RATES = (0.0003, 0.001, 0.003, 0.01)
+#: Share of the time that trying them takes; steps of a cycle at least; batches on which they are compared.
+TRYING, LEAST_STEPS, COMPARED_ON = 0.15, 6, 2
+#: With rounding in the loop, the learning rate's share.
+ROUNDED_RATE = 0.1
 BATCH = 64
 TEMPERATURE = 2.0
 CPU = torch.device("cpu")
@@ -43,7 +47,7 @@ _CLASSIFYING = frozenset({"top1", "top5", "teacher_agreement"})
 
 @dataclass
 class Stage:
-    """What one stage trains: leaves, how to run them, how they become a network, the peak learning rate."""
+    """What one stage trains: leaves, how to run them, how they become a network; its share of a rate."""
 
     leaves: dict[str, Tensor]
     forward: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -63,6 +67,16 @@ class Stage:
     def weights(self) -> dict[str, Tensor]:
         """The leaves as they are now, on the CPU, without gradients."""
         return {k: v.detach().cpu() for k, v in self.leaves.items()}
+
+    def copied(self) -> dict[str, Tensor]:
+        """Copies of the leaves, to be put back by `put`."""
+        return {k: v.detach().clone() for k, v in self.leaves.items()}
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Set every leaf."""
+        with torch.no_grad():
+            for name, leaf in self.leaves.items():
+                leaf.copy_(values[name])
 
 
 class Distiller:
@@ -87,21 +101,51 @@ class Distiller:
         self._most = most_threads or os.cpu_count() or 1
         self._threads = 1
 
-    def optimiser(self, stage: Stage) -> torch.optim.SGD:
-        """SGD with Nesterov's momentum for what a stage trains."""
-        trained = list(stage.trained.values())
-        return torch.optim.SGD(trained, lr=stage.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    def optimiser(self, stage: Stage) -> torch.optim.Adam:
+        """Adam (Kingma and Ba 2015) for what a stage trains: gradients of answers come in all sizes."""
+        return torch.optim.Adam(list(stage.trained.values()), lr=RATES[0])
 
-    def warm(self, stage: Stage, optimiser: torch.optim.Optimizer, rate: float) -> None:
-        """Find out how many threads are fastest now, by training: the machine may be busy."""
-        taken = {}
+    def warm(self, stage: Stage) -> float:
+        """Find out how many threads are fastest now, as the machine may be busy; seconds a step."""
+        start, taken = stage.copied(), {}
         for threads in {1, self._most}:
             self._threads = threads
-            self.step(stage, optimiser, rate)  # the first step sets up what later ones reuse
+            optimiser = self.optimiser(stage)
+            self.step(stage, optimiser, RATES[0])  # the first step sets up what later ones reuse
             begin = time.perf_counter()
-            self.step(stage, optimiser, rate)
+            self.step(stage, optimiser, RATES[0])
             taken[threads] = time.perf_counter() - begin
+        stage.put(start)
         self._threads = min(taken, key=taken.__getitem__)
+        return taken[self._threads]
+
+    def tried_rate(self, stage: Stage, seconds: float, step_seconds: float) -> float:
+        """The peak learning rate whose short cycle ends at the least loss on batches that none is trained on.
+
+        Takes ``seconds``, or the least steps there must be; the stage is left where the best cycle ended.
+        """
+        steps = max(LEAST_STEPS, int(seconds / len(RATES) / max(step_seconds, 1e-6)))
+        judges = [next(self._stream) for _ in range(COMPARED_ON)]
+        start = stage.copied()
+        found, least, ended = RATES[0], math.inf, start
+        for rate in RATES:
+            stage.put(start)
+            optimiser = self.optimiser(stage)
+            if all(self.step(stage, optimiser, rate * one_cycle(k / steps)) for k in range(steps)):
+                loss = self._judged(stage, judges)
+                if loss < least:
+                    found, least, ended = rate, loss, stage.copied()
+        stage.put(ended)
+        return found
+
+    def _judged(self, stage: Stage, batches: Sequence[Batch]) -> float:
+        """Mean loss; infinite where weights cannot be rounded or answers are no numbers."""
+        with torch_threads(self._threads), torch.no_grad():
+            try:
+                loss = sum(float(self.loss(stage, *batch)) for batch in batches) / len(batches)
+            except NumericsError:
+                return math.inf
+        return loss if math.isfinite(loss) else math.inf
 
     def step(self, stage: Stage, optimiser: torch.optim.Optimizer, rate: float) -> bool:
         """One step at a learning rate; False, and nothing done, when what is trained has diverged."""
@@ -172,7 +216,7 @@ def float_stage(
     def built() -> Compressed:
         return finish(network, policy, numerics, {k: v.detach().cpu() for k, v in leaves.items()})
 
-    return Stage(leaves, forward, built, LEARNING_RATE)
+    return Stage(leaves, forward, built, 1.0)
 
 
 def folded(network: Network, policy: ResolvedPolicy, floats: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -214,7 +258,7 @@ def rounded_stage(
     def built() -> Compressed:
         return round_folded(network, policy, numerics, {k: v.detach().cpu() for k, v in leaves.items()})
 
-    return Stage(leaves, forward, built, LEARNING_RATE / 10)
+    return Stage(leaves, forward, built, ROUNDED_RATE)
 
 
 def _leaves(graph: Graph, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from compressors.apply import Network, finish, reduced
 from compressors.compressed import Compressed
+from compressors.errors import NumericsError
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
 
-from .distil import CPU, Distiller, Stage, float_stage, folded, one_cycle, rounded_stage
-from .recovering import Best, State
+from .distil import CPU, TRYING, Distiller, Stage, float_stage, folded, one_cycle, rounded_stage
+from .recovering import MOMENTS, Best, State
 from .score import interval, score_compressed
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Recovery:
         seconds: of training, comparisons included.
         floats: the float network's weights to begin with; by default those of the compression.
         shares: of the seconds, which sum to 1: a learning-rate cycle through all stages each.
-        rate: multiplies the learning rates.
+        rate: multiplies the learning rate, which is the best of some that are tried at the start.
         device: where steps are computed.
         most_threads: that a step may take; all by default.
         state: where another process left off.
@@ -150,7 +151,7 @@ class Recovery:
 
     def left(self) -> State:
         """Where it stands, for another process to go on."""
-        return self.state.at(self._stage, self._sgd, self.seconds)
+        return self.state.at(self._stage, self._adam, self.seconds)
 
     def advance(self, stop: threading.Event | None = None) -> None:
         """Train up to the next comparison on validation data. With ``stop`` set it comes to its end."""
@@ -160,10 +161,10 @@ class Recovery:
             self._leave()
             return
         start = time.perf_counter() - s.spent
-        sgd = self._optimiser(stage)
+        adam = self._optimiser(stage)
         while not (over := time.perf_counter() - start >= length or (stop is not None and stop.is_set())):
             done = (time.perf_counter() - start) / length
-            if not self._distiller.step(stage, sgd, self._rate * stage.rate * one_cycle(done)):
+            if not self._distiller.step(stage, adam, self._rate * s.rate * stage.rate * one_cycle(done)):
                 over = True
                 break
             s.steps += 1
@@ -179,7 +180,8 @@ class Recovery:
 
     def _enter(self, leaves: Mapping[str, Tensor] | None) -> None:
         """Set up the stage of the present part; ``leaves``: as they are in the middle of it."""
-        self._sgd: torch.optim.SGD | None = None
+        self._adam: torch.optim.Adam | None = None
+        self._diverged = False
         self._stage: Stage | None = None
         if self.over:
             return
@@ -194,33 +196,40 @@ class Recovery:
         """This part is done; on to the next."""
         s, stage = self.state, self._stage
         if stage is not None and not self._parts[s.part].rounded:
-            last = stage.weights() if stage.finite else s.floats
+            self._last = s.floats if self._diverged else stage.weights()
             if s.reference.value != s.cycle_before:
-                s.floats = last
-            self._last = last
-        s.part, s.spent, s.checks, s.momentum = s.part + 1, 0.0, 0, {}
+                s.floats = self._last
+        s.part, s.spent, s.checks, s.moments = s.part + 1, 0.0, 0, {}
         if not self.over and not self._parts[s.part].rounded:  # a new cycle, from what was learned
             s.reference = self._scored(finish(self.network, self.policy, self.numerics, s.floats))
             s.cycle_before = s.reference.value
         self._enter(None)
 
-    def _optimiser(self, stage: Stage) -> torch.optim.SGD:
-        if self._sgd is None:
-            self._sgd = self._distiller.optimiser(stage)
+    def _optimiser(self, stage: Stage) -> torch.optim.Adam:
+        if self._adam is None:
+            s, length = self.state, self._parts[self.state.part].seconds
+            step_seconds = self._distiller.warm(stage)
+            if math.isnan(s.rate):
+                s.rate = self._distiller.tried_rate(stage, TRYING * length, step_seconds)
+            self._adam = self._distiller.optimiser(stage)
             for name, leaf in stage.trained.items():
-                if name in self.state.momentum:
-                    self._sgd.state[leaf]["momentum_buffer"] = self.state.momentum[name].to(self._device)
-            done = self.state.spent / self._parts[self.state.part].seconds
-            self._distiller.warm(stage, self._sgd, self._rate * stage.rate * one_cycle(done))
-        return self._sgd
+                kept = {k: s.moments[f"{k}/{name}"] for k in MOMENTS if f"{k}/{name}" in s.moments}
+                if kept:
+                    self._adam.state[leaf].update({k: v.to(self._device) for k, v in kept.items()})
+        return self._adam
 
     # -- comparing
 
     def _compare(self, stage: Stage) -> None:
         """Keep what is trained where it is better; what diverged is no network."""
-        if not stage.finite:
+        self._diverged = not stage.finite
+        if self._diverged:
             return
-        found = self._scored(stage.network())
+        try:
+            found = self._scored(stage.network())
+        except NumericsError:  # answers are no numbers any more
+            self._diverged = True
+            return
         self.state.reference = self._better(found, self.state.reference)
         self.state.best = self._better(found, self.state.best)
 

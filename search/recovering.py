@@ -30,7 +30,9 @@ SCHEMA_VERSION = 1
 #: What is trained, the best network, and the one whose quantisers are trained for.
 TRAINED, BEST, REFERENCE = "trained.safetensors", "best.safetensors", "reference.safetensors"
 _COUNTS = ("part", "checks", "steps")
-_NUMBERS = ("before", "cycle_before", "spent", "earlier", "best", "reference")
+_NUMBERS = ("before", "cycle_before", "spent", "earlier", "rate", "best", "reference")
+#: What Adam knows of a parameter.
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class State:
         steps: in all parts.
         earlier: wall seconds of other processes.
         cycle_before: validation metric at the start of the present cycle.
-        leaves, momentum: what the present part trains, by name; None and empty at its start.
+        rate: the peak learning rate; NaN until some have been tried.
+        leaves: what the present part trains, by name; None at its start.
+        moments: what the optimiser knows of it, `MOMENTS` by name, as "exp_avg/NAME"; empty at its start.
     """
 
     floats: dict[str, Tensor]
@@ -67,23 +71,23 @@ class State:
     steps: int = 0
     earlier: float = 0.0
     cycle_before: float = math.nan
+    rate: float = math.nan
     leaves: Mapping[str, Tensor] | None = None
-    momentum: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if math.isnan(self.cycle_before):
             self.cycle_before = self.reference.value
 
-    def at(self, stage: Stage | None, sgd: torch.optim.SGD | None, seconds: float) -> State:
+    def at(self, stage: Stage | None, adam: torch.optim.Adam | None, seconds: float) -> State:
         """A copy with what a stage and its optimiser hold now, after so many wall seconds."""
-        momentum: dict[str, Tensor] = {}
-        if stage is not None and sgd is not None:
+        moments: dict[str, Tensor] = {}
+        if stage is not None and adam is not None:
             for name, leaf in stage.trained.items():
-                buffer = sgd.state[leaf].get("momentum_buffer") if leaf in sgd.state else None
-                if buffer is not None:
-                    momentum[name] = buffer.detach().cpu()
+                known = adam.state.get(leaf, {})
+                moments.update({f"{k}/{name}": known[k].detach().cpu() for k in MOMENTS if k in known})
         leaves = None if stage is None else stage.weights()
-        return replace(self, leaves=leaves, momentum=momentum, earlier=seconds)
+        return replace(self, leaves=leaves, moments=moments, earlier=seconds)
 
     def write(self, folder: Path, policy: ResolvedPolicy) -> None:
         """Into an empty folder."""
@@ -94,7 +98,7 @@ class State:
         document.update({k: v if math.isfinite(v) else None for k, v in numbers.items()})
         tensors = {f"floats/{k}": v for k, v in self.floats.items()}
         tensors.update({f"leaf/{k}": v for k, v in (self.leaves or {}).items()})
-        tensors.update({f"momentum/{k}": v for k, v in self.momentum.items()})
+        tensors.update({f"moments/{k}": v for k, v in self.moments.items()})
         whole = {k: v.contiguous().clone() for k, v in tensors.items()}
         (folder / BEST).write_bytes(to_bytes(self.best.compressed))
         document["apart"] = self.reference.compressed is not self.best.compressed
@@ -119,13 +123,13 @@ class State:
         best = Best(from_file(folder / BEST, network, numerics), numbers.pop("best"))
         value, apart = numbers.pop("reference"), document.get("apart")
         reference = Best(from_file(folder / REFERENCE, network, numerics), value) if apart else best
-        named: dict[str, dict[str, Tensor]] = {"floats": {}, "leaf": {}, "momentum": {}}
+        named: dict[str, dict[str, Tensor]] = {"floats": {}, "leaf": {}, "moments": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             named.setdefault(kind, {})[name] = fast_layout(tensor)
         found: dict[str, Any] = {**counts, **numbers}
         leaves = named["leaf"] or None
-        return cls(named["floats"], reference, best, leaves=leaves, momentum=named["momentum"], **found)
+        return cls(named["floats"], reference, best, leaves=leaves, moments=named["moments"], **found)
 
 
-__all__ = ["BEST", "REFERENCE", "TRAINED", "Best", "State"]
+__all__ = ["BEST", "MOMENTS", "REFERENCE", "TRAINED", "Best", "State"]

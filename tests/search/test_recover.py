@@ -17,6 +17,7 @@ from compressors.apply import finish, reduced
 from compressors.policy import ResolvedPolicy
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target
+from search import distil
 from search import recover as recover_module
 from search.abilities import abilities_of
 from search.distil import Distiller, float_stage, folded, rounded_stage
@@ -104,7 +105,7 @@ def problem(kept: float = 0.5) -> tuple[Task, Scorer, ResolvedPolicy]:
 def test_a_recovery_goes_on_where_another_process_left_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every comparison of two cycles through both stages: the same weights, momentum, networks, counts."""
+    """At every comparison of two cycles through both stages: the same weights, moments, networks, counts."""
     ticks = count()
     monkeypatch.setattr(recover_module, "time", SimpleNamespace(perf_counter=lambda: 0.01 * next(ticks)))
     task, scorer, policy = problem()
@@ -128,18 +129,19 @@ def test_a_recovery_goes_on_where_another_process_left_it(
         for a, b in (
             (state.floats, back.floats),
             (state.leaves or {}, back.leaves or {}),
-            (state.momentum, back.momentum),
+            (state.moments, back.moments),
             (state.best.compressed.weights, back.best.compressed.weights),
             (state.reference.compressed.weights, back.reference.compressed.weights),
         ):
             assert a.keys() == b.keys()
             assert all(torch.equal(a[k], b[k]) for k in a)
+        assert back.rate == state.rate
         assert back.reference.compressed.activations == state.reference.compressed.activations
         again = Recovery(*where, shares=(0.4, 0.6), state=back)
         assert again.progress == one.progress
         assert again.state.best.value == one.state.best.value
         parts.append(back.part)
-        if back.momentum:
+        if back.moments:
             again.advance()
             assert again.state.steps >= back.steps
             assert again.result.after >= one.state.best.value
@@ -176,6 +178,21 @@ def test_training_that_diverges_costs_nothing() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in one.result.floats.values() if v.is_floating_point())
 
 
+def test_the_learning_rate_is_the_one_that_a_short_cycle_shows_to_be_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, scorer, policy = problem()
+    where = (scorer.network, policy, scorer.numerics)
+    for rates, wanted in (((1e-9, 3e-3, 1e4), 3e-3), ((1e-9, 1e4), 1e-9)):
+        monkeypatch.setattr(distil, "RATES", rates)
+        distiller, stage = Distiller(task, scorer.network, 0), float_stage(*where, reduced(*where[:2]))
+        before = distiller._judged(stage, [next(task.batches(7, 64))])
+        assert distiller.tried_rate(stage, 1.0, 0.1) == wanted
+        after = distiller._judged(stage, [next(task.batches(7, 64))])
+        assert after < before or wanted == 1e-9
+        assert stage.finite
+
+
 class OneDevice(TorchDispatchMode):
     """Refuses operations on tensors of two devices, but those that move one and those of plain numbers."""
 
@@ -205,7 +222,7 @@ def test_a_step_lies_on_one_device(kind: str, monkeypatch: pytest.MonkeyPatch) -
             stage = float_stage(*where, floats, other)
         else:
             stage = rounded_stage(*where, folded(scorer.network, policy, floats), best, other)
-        sgd = distiller.optimiser(stage)
-        assert distiller.step(stage, sgd, 0.01)
+        adam = distiller.optimiser(stage)
+        assert distiller.step(stage, adam, 0.01)
     assert all(v.grad is not None and v.grad.device == other for v in stage.trained.values())
-    assert all(sgd.state[v]["momentum_buffer"].device == other for v in stage.trained.values())
+    assert all(adam.state[v]["exp_avg"].device == other for v in stage.trained.values())
