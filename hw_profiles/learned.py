@@ -29,8 +29,9 @@ from hw_profiles.target import Target, load_target
 #: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
 LEAST_TO_CALIBRATE = 12
 FOLDS = 5
-#: Kernels faster than this tell nothing by themselves: the profiler counts whole microseconds.
-LEAST_KERNEL_US = 2.0
+#: Kernels faster than this tell nothing by themselves: the profiler counts whole microseconds, and with
+#: several threads it adds 2 to 3 of its own to each.
+LEAST_KERNEL_US, LEAST_DIVIDED_US = 2.0, 4.0
 _LEAST_US = 0.05
 
 
@@ -192,22 +193,23 @@ def _scaled(flat: Flat, target: Target) -> Flat:
     return replace(flat, kernel_us=times)
 
 
-def _audible(flat: Flat, price_us: Array) -> Flat:
+def _audible(flat: Flat, price_us: Array, threads: int) -> Flat:
     """Without the times of kernels that are expected to take less than the profiler can tell.
 
     Expected, not measured: of those at the border the measured ones would be left in when too long.
     """
-    return replace(flat, kernel_us=np.where(price_us >= LEAST_KERNEL_US, flat.kernel_us, np.nan))
+    least = LEAST_KERNEL_US if threads == 1 else LEAST_DIVIDED_US
+    return replace(flat, kernel_us=np.where(price_us >= least, flat.kernel_us, np.nan))
 
 
 def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, Residual]:
     counts = design(flat, target, threads)
     first = counts.nanoseconds(nearest(counts.entries, target)) * 1e-3
     common = float(np.median(flat.network_us / flat.sums(np.maximum(first, _LEAST_US))))
-    fitted = refit(_audible(flat, first * common), target, threads)
+    fitted = refit(_audible(flat, first * common, threads), target, threads)
     constants = nearest((*counts.entries, NETWORK), fitted)
     price = counts.nanoseconds(constants)
-    flat = _audible(flat, price * 1e-3)
+    flat = _audible(flat, price * 1e-3, threads)
     names, numbers = cells_of(flat.batch, flat.cold, threads)
     seen = Observed(
         np.maximum(price * 1e-3, _LEAST_US), max(constants[NETWORK] * 1e-3, _LEAST_US),

@@ -90,11 +90,15 @@ def cell_name(kind: KernelKind, table: str) -> str:
 def cells_of(
     batch: KernelBatch, cold: tuple[Array, Array], threads: int = 1
 ) -> tuple[list[str], NDArray[np.intp]]:
-    """(names, (P, K) index of each kernel's name); what is divided among threads has functions of its own."""
+    """(names, (P, K) index of each kernel's name); what is divided among threads has functions of its own.
+
+    But for matrix products: whether they are divided follows their size, which their function sees.
+    """
     names, found = _kinds(batch, cold)
     if threads == 1:
         return names, found
     divided = longest_part(batch, threads) < 1.0
+    divided &= ~np.array([name.startswith("gemm") for name in names])[found]
     used = np.unique(found[divided]) if divided.any() else np.zeros(0, dtype=np.intp)
     places = np.zeros(len(names), dtype=np.intp)
     places[used] = np.arange(len(names), len(names) + len(used))
