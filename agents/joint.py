@@ -15,9 +15,8 @@ mutations of the best as candidates), on distances in the unit of measured losse
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +25,15 @@ from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
+from .goals import Goal, staircase
 from .loss_table import LossTable, separable_loss
 from .moves import Mover
 from .pareto import reference_gain
 from .pricing import Indices
 from .reference import losses_near
 from .repair import anchors, random_feasible
-from .solver import at_most, ladder_of_solutions, reallocate
-from .surrogate import (
-    Hyper,
-    Surrogate,
-    Warp,
-    expected_area,
-    expected_improvement,
-    probability_above,
-    recent_and_best,
-)
+from .solver import Known, at_most, ladder_of_solutions, reallocate
+from .surrogate import Hyper, Surrogate, Warp, expected_improvement, recent_and_best
 
 Floats = NDArray[np.float64]
 
@@ -67,22 +59,6 @@ TURNS, FRONT, ALLOCATE = 3, 1, 2
 GOLDEN = 0.6180339887498949
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What one suggestion is after, inside ``budget``.
-
-    More than ``best`` (warped); with ``steps`` the most area beyond that staircase (`expected_area`); with
-    ``latency`` less than that.
-    """
-
-    budget: Budget
-    best: float
-    back: Warp
-    origin: str
-    latency: float | None = None
-    steps: tuple[Floats, Floats] | None = None
-
-
 class JointAgent(SequentialAgent):
     """Mutates members of the front, keeps to the budget, and lets a surrogate choose what to evaluate."""
 
@@ -98,6 +74,7 @@ class JointAgent(SequentialAgent):
         self._tables: dict[int, LossTable] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
+        self._changes: Known = {}
 
     @cached_property
     def design(self) -> list[tuple[Indices, str]]:
@@ -176,7 +153,7 @@ class JointAgent(SequentialAgent):
         budget = at_most(self.problem.budget, share * self._top)
         for spread in (0.2, 0.4, 0.8, 1.5):
             factors = np.exp(rng.normal(0.0, spread, size=len(self.loss)))
-            point = reallocate(self.pricer, self._newest().scaled(factors), budget, start)
+            point = reallocate(self.pricer, self._newest().scaled(factors), budget, start, self._changes)
             held = None if point is None else self._held(point)
             if held is not None and not self.known(held):
                 return held, f"joint: allocation by losses perturbed by e^{spread:g}"
@@ -205,7 +182,7 @@ class JointAgent(SequentialAgent):
                 found[row.tobytes()] = (score, row)
             ranked = sorted(found.values(), key=lambda p: (-p[0], p[1].tobytes()))
             parents = np.stack([r for _, r in ranked[:3]] + list(parents[:2])) if ranked else parents
-        for _, row in [(v, r) for v, r in ranked if not self.known(r)][:TRIES]:
+        for row in islice((r for _, r in ranked if not self.known(r)), TRIES):
             held = self._held(row)
             if held is None or self.known(held):
                 continue
@@ -250,16 +227,19 @@ class JointAgent(SequentialAgent):
             return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = self._top
         reference = reference_gain(problem)
-        steps = _staircase(at[feasible], gain[feasible], reference)
+        steps = staircase(at[feasible], gain[feasible], reference)
         counting = at[feasible & (gain > reference)]
         least = max(
             float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), 0.85 * counting.min(initial=top)
         )
         level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
-        origin = f"joint: more area, below {level:.4g} ms"
+        origin, widest = (
+            f"joint: more area, below {level:.4g} ms",
+            budget.limits.get(budget.latency_key, level),
+        )
         below = gain[feasible & (at <= level)]
         lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
-        return Goal(at_most(budget, level), lowest, back, origin, None, steps)
+        return Goal(at_most(budget, level), lowest, back, origin, None, steps, widest)
 
     def _parents(self, goal: Goal) -> Indices:
         """Best policies near the goal's latency (those above it are repaired down), (K, d)."""
@@ -331,7 +311,7 @@ class JointAgent(SequentialAgent):
         found = []
         for spread in SPREADS:
             factors = loss / self.loss * np.exp(rng.normal(0.0, spread, size=len(loss)))
-            point = reallocate(self.pricer, self.losses.scaled(factors), goal.budget, at)
+            point = reallocate(self.pricer, self.losses.scaled(factors), goal.budget, at, self._changes)
             if point is not None:
                 found.append(point)
         return found
@@ -352,31 +332,7 @@ class JointAgent(SequentialAgent):
 
     def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
         mean, std = surrogate.predict(points(self.losses, rows))
-        std = CAUTION * std
-        if goal.steps is not None:
-            top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
-            widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)
-            latency = self.pricer.latency(rows)
-            return expected_area(mean, std, latency, goal.steps, _finite(widest, latency), goal.back)
-        if goal.latency is None:
-            return expected_improvement(mean, std, goal.best)
-        saved = np.log(goal.latency / np.maximum(self.pricer.latency(rows), 1e-12))
-        return np.maximum(saved, 0.0) * probability_above(mean, std, goal.best)
-
-
-def _staircase(latency: Floats, gain: Floats, reference: float) -> tuple[Floats, Floats]:
-    """Latencies from which on a metric is reached, rising, and that metric; begins at the reference."""
-    order = np.lexsort((-gain, latency))
-    begins, reached = [0.0], [reference]
-    for k in order:
-        if gain[k] > reached[-1]:
-            begins.append(float(latency[k]))
-            reached.append(float(gain[k]))
-    return np.array(begins), np.array(reached)
-
-
-def _finite(top: float, latency: Floats) -> float:
-    return top if np.isfinite(top) else float(latency.max(initial=1e-12))
+        return goal.score(mean, CAUTION * std, self.pricer.latency(rows))
 
 
 __all__ = ["JointAgent"]
