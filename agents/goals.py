@@ -18,7 +18,7 @@ class Goal:
     """What one suggestion is after, inside ``budget``.
 
     More than ``best`` (warped); with ``steps`` the most area beyond that staircase (`expected_area`), up to
-    the latency ``widest``; with ``latency`` less than that.
+    the latency ``widest``; with ``latency`` less than that. ``factor``: exact latency over its estimate.
     """
 
     budget: Budget
@@ -28,6 +28,7 @@ class Goal:
     latency: float | None = None
     steps: tuple[Floats, Floats] | None = None
     widest: float = np.inf
+    factor: float = 1.0
 
     def score(self, mean: Floats, std: Floats, latency: Floats) -> Floats:
         """Worth of candidates of these predictions (warped metric) and latencies in ms; each (P,)."""
