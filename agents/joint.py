@@ -48,7 +48,8 @@ REACH, LEAST_REACH, GROW, FAILURES = 8.0, 2.0, 1.5, 3
 CAUTION = 0.15
 #: Candidates that are priced exactly for one suggestion, at most.
 TRIES = 4
-#: Parents that a suggestion stays near, and its summed loss at most in units of the largest of theirs.
+#: Parents that a suggestion stays near, and its summed loss at most, in units of the largest of theirs or of
+#: the least that an allocation has within the goal's limits.
 LEADERS, SLACK = 3, 1.15
 #: After how many outcomes, in numbers of starts, losses are measured again, around the best policy at this
 #: share of the latency; and how many levels are allocated then.
@@ -199,8 +200,11 @@ class JointAgent(SequentialAgent):
         goal = self._by_estimates(goal, parents[0])
         loss = self._marginal(parents[0], surrogate)
         # Far from all that is good a surrogate is sure of nothing, which is no reason to go there.
-        most = SLACK * float(separable_loss(self.losses, parents[:LEADERS]).max())
         fresh = self._allocated(parents[0], goal, loss, rng)
+        usual = float(separable_loss(self.losses, parents[:LEADERS]).max())
+        if fresh:  # parents of more latency than the goal's may lose less than anything can there
+            usual = max(usual, float(separable_loss(self.losses, np.stack(fresh)).min()))
+        most = SLACK * usual
         found: dict[bytes, tuple[float, Indices]] = {}
         ranked: list[tuple[float, Indices]] = []
         for k in range(ROUNDS):
