@@ -159,8 +159,10 @@ class JointAgent(SequentialAgent):
         return None if drawn is None else (drawn, "random: every candidate was known")
 
     def _listed(self) -> tuple[Indices, str] | None:
-        """What `exact` would suggest next at the budget, by the newest losses."""
+        """What `exact` would suggest next at the budget, by the newest losses; None where none was measured."""
         k = self._newest()
+        if not self._tables[k].measured.any():
+            return None
         if k not in self._streams:
             first = self._solutions(k)[:1]
             source = around(first[0], self._tables[k], self.seed) if first else iter(())
