@@ -159,7 +159,7 @@ class JointAgent(SequentialAgent):
         return None if drawn is None else (drawn, "random: every candidate was known")
 
     def _listed(self) -> tuple[Indices, str] | None:
-        """What `exact` would suggest next at the budget, by the newest losses; None where none was measured."""
+        """What `exact` would suggest next at the budget, by the newest losses; None where none are."""
         k = self._newest()
         if not self._tables[k].measured.any():
             return None
