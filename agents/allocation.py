@@ -110,6 +110,8 @@ def tied(items: Sequence[Item], ties: Sequence[Sequence[int]]) -> tuple[list[Ite
     Raises AgentError where tied items have different numbers of choices.
     """
     owner = np.arange(len(items))
+    if not ties:
+        return list(items), owner
     for group in ties:
         low = min(int(owner[i]) for i in group)
         for i in group:
@@ -133,8 +135,10 @@ def nondominated(loss: Floats, cost: Floats) -> Ints:
         return np.array([np.argmin(loss)], dtype=np.int64) if len(loss) else np.zeros(0, dtype=np.int64)
     if cost.shape[1] == 1:
         order = np.lexsort((loss, cost[:, 0]))
-        before = np.minimum.accumulate(np.r_[np.inf, loss[order][:-1]])
-        return np.asarray(order[loss[order] < before])
+        ordered = loss[order]
+        better = np.ones(len(order), dtype=bool)
+        better[1:] = ordered[1:] < np.minimum.accumulate(ordered)[:-1]
+        return np.asarray(order[better])
     order = np.lexsort((*cost.T[::-1], loss))
     kept = np.zeros((0, cost.shape[1]))
     rows: list[Ints] = []
@@ -199,8 +203,9 @@ def front(items: Sequence[Item], limits: Floats | None = None, *, cells: int | N
 
 def _programme(items: Sequence[Item], limits: Floats, cells: int | None) -> Ints | None:
     """Choices (n,) of least loss; costs are 0 or more, every item has one of cost 0 for every limit."""
-    relaxed = _relaxations(items, len(limits))
-    best, greedy = _greedy(items, limits)
+    hulls = [[_hull(item.loss, item.cost[:, b]) for item in items] for b in range(len(limits))]
+    relaxed = _relaxations(items, hulls)
+    best, greedy = _greedy(items, limits, hulls[0] if len(limits) == 1 else None)
     stages = [_start(len(limits))]
     for k, item in enumerate(items):
         bound = best + 1e-12 * max(abs(best), 1.0)
@@ -227,7 +232,7 @@ def _merged(
     n = len(item.loss)
     loss = (states.loss[:, None] + item.loss[None]).ravel()
     cost = (states.cost[:, None] + item.cost[None]).reshape(len(loss), -1)
-    rows = np.flatnonzero((cost <= limits).all(axis=1))
+    rows = np.flatnonzero((cost <= limits).all(axis=1) if len(limits) != 1 else cost[:, 0] <= limits[0])
     for b, bound in enumerate(relaxed or ()):
         rows = rows[loss[rows] + bound(limits[b] - cost[rows, b]) <= best]
     rows = rows[nondominated(loss[rows], cost[rows])]
@@ -258,63 +263,75 @@ def _choices(stages: Sequence[_States], rows: Ints) -> Ints:
 
 def _spread(item: Item, limits: Floats) -> float:
     """Largest share of a limit that the item's choices differ by."""
-    return float(np.max(np.ptp(item.cost, axis=0) / np.maximum(limits, 1e-300), initial=0.0))
+    ranges = (item.cost.max(axis=0) - item.cost.min(axis=0)) / np.maximum(limits, 1e-300)
+    return float(ranges.max(initial=0.0))
 
 
 def _hull(loss: Floats, cost: Floats) -> Ints:
     """Choices on the lower convex hull of loss over cost, from the cheapest (C,) on."""
     rows: list[int] = []
-    for i in nondominated(loss, cost[:, None]):
+    lost, spent = loss.tolist(), cost.tolist()
+    for i in nondominated(loss, cost[:, None]).tolist():
         while len(rows) > 1:
             a, b = rows[-2], rows[-1]
-            if (loss[a] - loss[b]) * (cost[i] - cost[b]) > (loss[b] - loss[i]) * (cost[b] - cost[a]):
+            if (lost[a] - lost[b]) * (spent[i] - spent[b]) > (lost[b] - lost[i]) * (spent[b] - spent[a]):
                 break
             rows.pop()
-        rows.append(int(i))
+        rows.append(i)
     return np.array(rows, dtype=np.int64)
 
 
-def _relaxations(items: Sequence[Item], width: int) -> list[list[_Relaxation]]:
-    """For every k the relaxation of the items from k on, limit by limit: (n + 1) x B."""
+def _relaxations(items: Sequence[Item], every: Sequence[Sequence[Ints]]) -> list[list[_Relaxation]]:
+    """For every k the relaxation of the items from k on, limit by limit: (n + 1) x B.
+
+    ``every``: hulls of the items, (B, n), by one cost after another.
+    """
     found: list[list[_Relaxation]] = [[] for _ in range(len(items) + 1)]
-    for b in range(width):
-        hulls = [_hull(item.loss, item.cost[:, b]) for item in items]
+    for b, hulls in enumerate(every):
         owner = np.repeat(np.arange(len(items)), [len(h) - 1 for h in hulls])
-        costs = [np.diff(item.cost[h, b]) for item, h in zip(items, hulls, strict=True)]
-        savings = [-np.diff(item.loss[h]) for item, h in zip(items, hulls, strict=True)]
-        spent, saved = np.concatenate([np.zeros(0), *costs]), np.concatenate([np.zeros(0), *savings])
+        ends = np.cumsum([len(h) for h in hulls])[:-1] - 1  # differences across items are left out
+        costs = [item.cost[h, b] for item, h in zip(items, hulls, strict=True)]
+        losses = [item.loss[h] for item, h in zip(items, hulls, strict=True)]
+        spent = np.delete(np.diff(np.concatenate([np.zeros(0), *costs])), ends)
+        saved = np.delete(-np.diff(np.concatenate([np.zeros(0), *losses])), ends)
         order = np.argsort(-saved / np.maximum(spent, 1e-300), kind="stable")
         owner, spent, saved = owner[order], spent[order], saved[order]
-        first = np.array([item.loss[h[0]] for item, h in zip(items, hulls, strict=True)])
+        first = np.array([x[0] for x in losses])
+        on = owner >= np.arange(len(items) + 1)[:, None]
+        sums = np.zeros((2, len(items) + 1, len(owner) + 1))
+        np.cumsum(np.where(on, np.stack([spent, saved])[:, None], 0.0), axis=2, out=sums[:, :, 1:])
         for k in range(len(items) + 1):
-            on = owner >= k
-            found[k].append(
-                _Relaxation(
-                    float(first[k:].sum()), np.r_[0.0, np.cumsum(spent[on])], np.r_[0.0, np.cumsum(saved[on])]
-                )
-            )
+            found[k].append(_Relaxation(float(first[k:].sum()), sums[0, k], sums[1, k]))
     return found
 
 
-def _greedy(items: Sequence[Item], limits: Floats) -> tuple[float, Ints | None]:
+def _greedy(
+    items: Sequence[Item], limits: Floats, hulls: Sequence[Ints] | None = None
+) -> tuple[float, Ints | None]:
     """Loss and choices of the greedy solution: most loss saved per cost first, what does not fit passed over.
 
-    Costs are summed as shares of their limits. (inf, None) where the cheapest choices do not fit together.
+    Costs are summed as shares of their limits; ``hulls`` (n,) by that sum, where they are known.
+    (inf, None) where the cheapest choices do not fit together.
     """
-    shares = [item.cost @ (1.0 / np.maximum(limits, 1e-300)) for item in items]
-    hulls = [_hull(item.loss, share) for item, share in zip(items, shares, strict=True)]
-    steps = [
-        ((item.loss[h[j]] - item.loss[h[j + 1]]) / max(share[h[j + 1]] - share[h[j]], 1e-300), i, j)
-        for i, (item, share, h) in enumerate(zip(items, shares, hulls, strict=True))
-        for j in range(len(h) - 1)
-    ]
+    unit = 1.0 / np.maximum(limits, 1e-300)
+    shares = [item.cost @ unit for item in items]
+    if hulls is None:
+        hulls = [_hull(item.loss, share) for item, share in zip(items, shares, strict=True)]
+    steps: list[tuple[float, int, int]] = []
+    for i, (item, share, h) in enumerate(zip(items, shares, hulls, strict=True)):
+        lost, cost = item.loss[h].tolist(), share[h].tolist()
+        steps += [
+            ((lost[j] - lost[j + 1]) / max(cost[j + 1] - cost[j], 1e-300), i, j) for j in range(len(h) - 1)
+        ]
     at = [0] * len(items)
-    spent = np.sum([item.cost[h[0]] for item, h in zip(items, hulls, strict=True)], axis=0) + 0.0 * limits
-    if (spent > limits).any():
+    start = np.sum([item.cost[h[0]] for item, h in zip(items, hulls, strict=True)], axis=0) + 0.0 * limits
+    if (start > limits).any():
         return np.inf, None
+    spent, most = start.tolist(), limits.tolist()
+    costs = [item.cost[h].tolist() for item, h in zip(items, hulls, strict=True)]
     for _, i, j in sorted(steps, key=lambda s: (-s[0], s[1], s[2])):
-        after = spent + items[i].cost[hulls[i][j + 1]] - items[i].cost[hulls[i][at[i]]]
-        if (after <= limits).all():
+        after = [s + c - b for s, c, b in zip(spent, costs[i][j + 1], costs[i][at[i]], strict=True)]
+        if all(a <= m for a, m in zip(after, most, strict=True)):
             at[i], spent = j + 1, after
     choices = np.array([h[a] for h, a in zip(hulls, at, strict=True)], dtype=np.int64)
     return float(sum(item.loss[c] for item, c in zip(items, choices, strict=True))), choices

@@ -17,11 +17,8 @@ def points(losses: LossTable, indices: Indices) -> Floats:
 
     What a removed block holds counts for nothing.
     """
-    finite = np.where(np.isfinite(losses.loss), losses.loss, 0.0)
-    scale = float(finite.max(initial=0.0)) or 1.0
-    each = finite[np.arange(indices.shape[1]), indices] / scale
-    found: Floats = np.where(losses.counted(indices), each, 0.0) ** 0.5
-    return found
+    each = losses.roots[np.arange(indices.shape[1]), indices]
+    return np.where(losses.counted(indices), each, 0.0)
 
 
 __all__ = ["points"]

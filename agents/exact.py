@@ -17,35 +17,20 @@ It learns nothing else from outcomes: what it knows are the losses of single cha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from .base import SequentialAgent
 from .contract import Problem
-from .cost_model import singles
-from .loss_table import LossTable
 from .pricing import Indices
 from .reference import losses_near
 from .repair import random_feasible
-from .solver import Solution, at_most, ladder_of_solutions, neighbours, variant
+from .solver import Solution, at_most, ladder_of_solutions
+from .variants import Candidates, Stream, around
 
 #: Levels of the front; of the ladder that least latency is found on.
 LEVELS, LATENCY_LEVELS = 10, 16
-#: Exponents that losses are tempered with, then standard deviations of their logarithm when perturbed.
-TEMPERS, NOISE = (0.5, 1.5, 0.7, 2.0), (0.3, 0.6, 1.0)
-#: Next-best policies for each variant.
-NEXT_BEST = 3
-#: Policies found before that end a stream, and candidates looked at for one suggestion.
-STALE, LOOK = 24, 200
-
-
-@dataclass
-class _Stream:
-    """Candidates in order, made as they are asked for; ``found`` are those made so far."""
-
-    source: Iterator[tuple[Indices, str]]
-    found: list[tuple[Indices, str, str]] = field(default_factory=list)
 
 
 class ExactAgent(SequentialAgent):
@@ -58,7 +43,7 @@ class ExactAgent(SequentialAgent):
         super().__init__(problem, seed)
         self.losses = losses_near(self.pricer)
         self._ladder: list[Solution] = []
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
 
     def propose(self, number: int, attempt: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
         least = self.problem.objective == "latency"
@@ -70,38 +55,18 @@ class ExactAgent(SequentialAgent):
 
     # -- best metric inside the budget
 
-    def _candidates(self) -> Iterator[tuple[Indices, str]]:
+    def _candidates(self) -> Candidates:
         """The budget's solution; then by turns a tighter level, a variant, and next-best policies."""
         levels = ladder_of_solutions(self.pricer, self.losses, levels=LEVELS, pairs=True)
         first = next(levels, None)
         if first is None:
             return
         yield first.indices, first.origin
-        more = self._around(first)
+        more = around(first, self.losses, self.seed)
         for level in levels:
             yield level.indices, level.origin
             yield from _some(more, 2)
         yield from more
-
-    def _around(self, solution: Solution) -> Iterator[tuple[Indices, str]]:
-        """Variants of a level's solution, endless, and its next-best policies in between."""
-        pricer, budget = solution.pricer, solution.budget
-        near = neighbours(pricer, self.losses, budget, solution.indices)
-        around = singles(pricer, self.losses, solution.indices, tuple(budget.limits))
-        for k, (losses, words) in enumerate(self._variants()):
-            point = variant(around, pricer, losses, budget)
-            if point is not None:
-                yield point, f"exact: {words}"
-            for row in _take(near, NEXT_BEST if k else 1):
-                yield row, "exact: next best in summed loss"
-
-    def _variants(self) -> Iterator[tuple[LossTable, str]]:
-        for exponent in TEMPERS:
-            yield self.losses.tempered(exponent), f"losses to the power of {exponent:g}"
-        for k in range(1 << 30):
-            rng, spread = np.random.default_rng((self.seed, k)), NOISE[k % len(NOISE)]
-            factors = np.exp(rng.normal(0.0, spread, size=len(self.losses.loss)))
-            yield self.losses.scaled(factors), f"losses perturbed by e^{spread:g}"
 
     # -- least latency
 
@@ -137,45 +102,15 @@ class ExactAgent(SequentialAgent):
 
     def _pick(self, level: int, attempt: int) -> tuple[Indices, str] | None:
         """Candidate number ``attempt`` of those of a stream that were not suggested yet, None at its end."""
-        stream = self._streams.get(level)
-        if stream is None:
+        if level not in self._streams:
             source = self._candidates() if level < 0 else self._at_level(self._levels()[level])
-            stream = self._streams[level] = _Stream(self._fresh(source))
-        left = attempt
-        for k in range(LOOK + len(stream.found)):
-            if k == len(stream.found):
-                made = next(stream.source, None)
-                if made is None:
-                    return None
-                stream.found.append((*made, self.pricer.policy(made[0]).digest))
-            indices, origin, digest = stream.found[k]
-            if digest not in self._digests:
-                if left == 0:
-                    return indices, origin
-                left -= 1
-        return None
+            self._streams[level] = Stream(self.pricer, source, self._holds)
+        return self._streams[level].pick(self._digests, attempt)
 
-    def _at_level(self, solution: Solution) -> Iterator[tuple[Indices, str]]:
+    def _at_level(self, solution: Solution) -> Candidates:
         yield solution.indices, solution.origin
-        yield from self._around(replace(solution, budget=at_most(self.problem.budget, solution.latency)))
-
-    def _fresh(self, source: Iterator[tuple[Indices, str]]) -> Iterator[tuple[Indices, str]]:
-        """Each policy once, those that hold the budget by exact costs; ends when nothing new comes."""
-        seen, stale = set[str](), 0
-        for indices, origin in source:
-            digest = self.pricer.policy(indices).digest
-            stale = stale + 1 if digest in seen else 0
-            if stale > STALE:
-                return
-            if digest not in seen:
-                seen.add(digest)
-                if self._holds(indices):
-                    yield indices, origin
-
-
-def _take(source: Iterator[Indices], count: int) -> Iterator[Indices]:
-    for _, row in zip(range(count), source, strict=False):
-        yield row
+        budget = at_most(self.problem.budget, solution.latency)
+        yield from around(replace(solution, budget=budget), self.losses, self.seed)
 
 
 def _some(source: Iterator[tuple[Indices, str]], count: int) -> Iterator[tuple[Indices, str]]:

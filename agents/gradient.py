@@ -108,11 +108,7 @@ class GradientAgent(SequentialAgent):
         if trained is None:
             return None
         logits, budget = self._logits(rung, trained), self.rungs[rung].budget
-        mode = logits.mode
-        key = (rung, mode.tobytes())
-        if key not in self._settled:
-            self._settled[key] = self._rounded(logits, budget, trained)
-        best = self._settled[key]
+        mode, best = logits.mode, self._rounding(rung, logits, trained)
         words = f"at {self.rungs[rung].share:.3g} of the budget"
         if best is not None and not self.known(best):
             return best, f"gradient: most probable policy {words}"
@@ -121,6 +117,22 @@ class GradientAgent(SequentialAgent):
         start = logits.sample(rng, min(changes, 0.9 * len(mode)))
         drawn = settle(self.pricer, start, budget, trained.loss * np.exp(rng.normal(0.0, 0.3, len(mode))))
         return None if drawn is None else (drawn, f"gradient: drawn {words}")
+
+    def _rounding(self, rung: int, logits: Logits, trained: Trained) -> Indices | None:
+        """A policy inside the rung's budget for the mode, remembered.
+
+        Of the trained logits by `_rounded`; of those that outcomes have moved, that one with what they moved.
+        """
+        mode, first, budget = logits.mode, trained.logits.mode, self.rungs[rung].budget
+        key = (rung, mode.tobytes())
+        if key not in self._settled:
+            if (mode == first).all():
+                self._settled[key] = self._rounded(trained.logits, budget, trained)
+            else:
+                start = self._rounding(rung, trained.logits, trained)
+                moved = mode if start is None else np.where(mode == first, start, mode)
+                self._settled[key] = settle(self.pricer, moved, budget, trained.loss)
+        return self._settled[key]
 
     def _rounded(self, logits: Logits, budget: Budget, trained: Trained) -> Indices | None:
         """A policy inside the budget for the mode: of several roundings the one of least relaxed loss.

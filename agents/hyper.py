@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from .contract import Budget, Problem
 from .design import settle
 from .features import KINDS, Features, budget_shares, features
+from .goals import Goal
 from .hypernet import BINS, HyperNet, trained
-from .joint import Goal, JointAgent
+from .joint import JointAgent
 from .past import PastStudy
 from .pricing import Indices
 from .repair import GROWABLE, anchors

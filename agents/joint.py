@@ -14,10 +14,9 @@ mutations of the best as candidates), on distances in the unit of measured losse
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +25,16 @@ from .base import SequentialAgent
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
+from .goals import Goal, staircase
 from .loss_table import LossTable, separable_loss
 from .moves import Mover
 from .pareto import reference_gain
-from .pricing import Indices
+from .pricing import Indices, Pricer
 from .reference import losses_near
 from .repair import anchors, random_feasible
-from .solver import at_most, ladder_of_solutions, reallocate
-from .surrogate import (
-    Hyper,
-    Surrogate,
-    Warp,
-    expected_area,
-    expected_improvement,
-    probability_above,
-    recent_and_best,
-)
+from .solver import WIDEST, Known, Solution, at_most, ladder_of_solutions, reallocate
+from .surrogate import Hyper, Surrogate, Warp, expected_improvement, recent_and_best
+from .variants import Stream, around
 
 Floats = NDArray[np.float64]
 
@@ -55,32 +48,17 @@ REACH, LEAST_REACH, GROW, FAILURES = 8.0, 2.0, 1.5, 3
 CAUTION = 0.15
 #: Candidates that are priced exactly for one suggestion, at most.
 TRIES = 4
-#: Parents that a suggestion stays near, and its summed loss at most in units of the largest of theirs.
+#: Parents that a suggestion stays near, and its summed loss at most, in units of the largest of theirs or of
+#: the least that an allocation has within the goal's limits.
 LEADERS, SLACK = 3, 1.15
 #: After how many outcomes, in numbers of starts, losses are measured again, around the best policy at this
 #: share of the latency; and how many levels are allocated then.
-REFERENCES, RENEWED = ((2, 1.0), (3, 0.7), (6, 1.0)), 3
+REFERENCES, RENEWED, FIRST = ((2, 1.0), (3, 0.7), (6, 1.0)), 3, -1
 #: Outcomes between two choices of hyperparameters.
 EPOCH = 8
 #: Suggestions take turns: improvement at the budget, the whole front, allocation by perturbed losses.
 TURNS, FRONT, ALLOCATE = 3, 1, 2
 GOLDEN = 0.6180339887498949
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What one suggestion is after, inside ``budget``.
-
-    More than ``best`` (warped); with ``steps`` the most area beyond that staircase (`expected_area`); with
-    ``latency`` less than that.
-    """
-
-    budget: Budget
-    best: float
-    back: Warp
-    origin: str
-    latency: float | None = None
-    steps: tuple[Floats, Floats] | None = None
 
 
 class JointAgent(SequentialAgent):
@@ -94,15 +72,19 @@ class JointAgent(SequentialAgent):
         self.losses = losses_near(self.pricer)
         self.loss = self.losses.loss[:, 0]
         self.repairs_by = self.loss
-        self._renewed: dict[int, list[tuple[Indices, str]]] = {}
-        self._tables: dict[int, LossTable] = {}
+        # By the number of the reference that losses were measured around; FIRST are those of the start.
+        self._tables: dict[int, LossTable] = {FIRST: self.losses}
+        self._ladders: dict[int, list[Solution]] = {}
+        self._streams: dict[int, Stream] = {}
         self._starts = max(4, min(10, problem.evaluations // 6))
         self._hypers: dict[int, Hyper] = {}
+        # Costs of single changes: exact ones, and by the pricer of candidates.
+        self._changed: tuple[Known, Known] = {}, {}
 
     @cached_property
     def design(self) -> list[tuple[Indices, str]]:
         """First suggestions: least summed loss at the budget and at tighter latencies, uniform in between."""
-        levels = [(s.indices, s.origin) for s in ladder_of_solutions(self.pricer, self.losses, levels=LEVELS)]
+        levels = [(s.indices, s.origin) for s in self._solutions(FIRST)]
         plain = initial_design(self.pricer, self.problem, self._starts, self.loss)
         mixed = [d for pair in zip_longest(levels, plain) for d in pair if d is not None]
         return mixed[: self._starts]
@@ -113,7 +95,7 @@ class JointAgent(SequentialAgent):
         count *= self._starts
         if self.problem.losses_around is None or len(self.told) < count:
             return []
-        if k not in self._renewed:
+        if k not in self._ladders:
             budget = at_most(self.problem.budget, share * self._top)
             least = reference_gain(self.problem) if share < 1.0 else -np.inf  # nothing to learn from a wreck
             known = [
@@ -124,12 +106,17 @@ class JointAgent(SequentialAgent):
             best = max(known, key=lambda t: t.gain, default=None)
             if best is not None:
                 self._tables[k] = losses_near(self.pricer, best.indices)
-            self._renewed[k] = [] if best is None else [*self._ladder(self._tables[k], budget)]
-        return self._renewed[k]
+            self._ladders[k] = [] if best is None else self._ladder(k, budget, RENEWED)
+        return [(s.indices, f"{s.origin}, losses measured again") for s in self._ladders[k]]
 
-    def _ladder(self, losses: LossTable, budget: Budget) -> Iterator[tuple[Indices, str]]:
-        for s in ladder_of_solutions(self.pricer, losses, budget, levels=RENEWED):
-            yield s.indices, f"{s.origin}, losses measured again"
+    def _solutions(self, k: int) -> list[Solution]:
+        """Allocations by the losses around reference ``k``, from the budget down."""
+        if k == FIRST and k not in self._ladders:
+            self._ladders[k] = self._ladder(k, self.problem.budget, LEVELS)
+        return self._ladders[k]
+
+    def _ladder(self, k: int, budget: Budget, levels: int) -> list[Solution]:
+        return [*ladder_of_solutions(self.pricer, self._tables[k], budget, levels=levels, pairs=k == FIRST)]
 
     @cached_property
     def _top(self) -> float:
@@ -152,13 +139,14 @@ class JointAgent(SequentialAgent):
         return self._searched(number, rng)
 
     def _searched(self, number: int, rng: np.random.Generator) -> tuple[Indices, str] | None:
+        if number % TURNS == ALLOCATE and self.problem.objective == "accuracy":
+            listed = self._listed() if number // TURNS % 2 else None
+            found = listed or self._perturbed(rng, 1.0)
+            if found is not None:
+                return found
         gain = np.array([t.gain for t in self.told])
         surrogate = self._surrogate(recent_and_best(gain), gain)
         surrogate.believe(points(self.losses, self.waiting()))
-        if number % TURNS == ALLOCATE and self.problem.objective == "accuracy":
-            found = self._perturbed(rng, 1.0)
-            if found is not None:
-                return found
         latency = np.array([t.latency for t in self.told])
         for turn in (number, number + 1):
             found = self._best_of(self._goal(turn, gain, latency), surrogate, rng)
@@ -170,34 +158,55 @@ class JointAgent(SequentialAgent):
         drawn = random_feasible(self.pricer, rng)
         return None if drawn is None else (drawn, "random: every candidate was known")
 
+    def _listed(self) -> tuple[Indices, str] | None:
+        """What `exact` would suggest next at the budget, by the newest losses; None where none are."""
+        k = self._newest()
+        if not self._tables[k].measured.any():
+            return None
+        if k not in self._streams:
+            first = self._solutions(k)[:1]
+            source = around(first[0], self._tables[k], self.seed) if first else iter(())
+            self._streams[k] = Stream(self.pricer, source, self._holds)
+        return self._streams[k].pick(self._digests)
+
     def _perturbed(self, rng: np.random.Generator, share: float) -> tuple[Indices, str] | None:
         """An allocation at a share of the latency, by the newest losses, perturbed until it is new."""
         start = max((t for t in self.told if t.feasible), key=lambda t: t.gain, default=self.told[0]).indices
         budget = at_most(self.problem.budget, share * self._top)
+        losses, pricer = self._tables[self._newest()], self._trusted()
+        changed = self._changed[pricer is self.pricer]
         for spread in (0.2, 0.4, 0.8, 1.5):
             factors = np.exp(rng.normal(0.0, spread, size=len(self.loss)))
-            point = reallocate(self.pricer, self._newest().scaled(factors), budget, start)
+            point = reallocate(pricer, losses.scaled(factors), budget, start, changed)
             held = None if point is None else self._held(point)
             if held is not None and not self.known(held):
                 return held, f"joint: allocation by losses perturbed by e^{spread:g}"
         return None
 
-    def _newest(self) -> LossTable:
-        """Losses around the best policy at the budget, as last measured."""
+    def _trusted(self) -> Pricer:
+        """What allocations are priced by: estimates, or exact costs where `settled` found those off."""
+        return next((s.pricer for s in self._solutions(FIRST)), self.pricer)
+
+    def _newest(self) -> int:
+        """The reference at the budget that losses were last measured around."""
         for k in reversed(range(len(REFERENCES))):
             if REFERENCES[k][1] == 1.0 and self._renewal(k):
-                return self._tables[k]
-        return self.losses
+                return k
+        return FIRST
 
     def _best_of(
         self, goal: Goal, surrogate: Surrogate, rng: np.random.Generator
     ) -> tuple[Indices, str] | None:
         """The most promising candidate that is new and holds the budget by exact costs; None of none."""
         parents = self._parents(goal)
+        goal = self._by_estimates(goal, parents[0])
         loss = self._marginal(parents[0], surrogate)
         # Far from all that is good a surrogate is sure of nothing, which is no reason to go there.
-        most = SLACK * float(separable_loss(self.losses, parents[:LEADERS]).max())
         fresh = self._allocated(parents[0], goal, loss, rng)
+        usual = float(separable_loss(self.losses, parents[:LEADERS]).max())
+        if fresh:  # parents of more latency than the goal's may lose less than anything can there
+            usual = max(usual, float(separable_loss(self.losses, np.stack(fresh)).min()))
+        most = SLACK * usual
         found: dict[bytes, tuple[float, Indices]] = {}
         ranked: list[tuple[float, Indices]] = []
         for k in range(ROUNDS):
@@ -205,7 +214,7 @@ class JointAgent(SequentialAgent):
                 found[row.tobytes()] = (score, row)
             ranked = sorted(found.values(), key=lambda p: (-p[0], p[1].tobytes()))
             parents = np.stack([r for _, r in ranked[:3]] + list(parents[:2])) if ranked else parents
-        for _, row in [(v, r) for v, r in ranked if not self.known(r)][:TRIES]:
+        for row in islice((r for _, r in ranked if not self.known(r)), TRIES):
             held = self._held(row)
             if held is None or self.known(held):
                 continue
@@ -250,16 +259,28 @@ class JointAgent(SequentialAgent):
             return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = self._top
         reference = reference_gain(problem)
-        steps = _staircase(at[feasible], gain[feasible], reference)
+        steps = staircase(at[feasible], gain[feasible], reference)
         counting = at[feasible & (gain > reference)]
         least = max(
             float(self.pricer.latency(anchors(self.pricer)[1][None])[0]), 0.85 * counting.min(initial=top)
         )
         level = top * (least / top) ** ((number * GOLDEN) % 1.0) if least < top else top
-        origin = f"joint: more area, below {level:.4g} ms"
+        origin, widest = (
+            f"joint: more area, below {level:.4g} ms",
+            budget.limits.get(budget.latency_key, level),
+        )
         below = gain[feasible & (at <= level)]
         lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
-        return Goal(at_most(budget, level), lowest, back, origin, None, steps)
+        return Goal(at_most(budget, level), lowest, back, origin, None, steps, widest)
+
+    def _by_estimates(self, goal: Goal, at: Indices) -> Goal:
+        """The goal with its limits moved by how far estimates are off around ``at``."""
+        if self.problem.estimates is None:
+            return goal
+        key, exact = self.problem.budget.latency_key, self.pricer.exact(at)
+        factor = exact[key] / max(float(self.pricer.latency(at[None])[0]), 1e-12)
+        budget = self.pricer.tightened(at, exact, goal.budget, most=WIDEST)
+        return replace(goal, budget=budget, factor=factor)
 
     def _parents(self, goal: Goal) -> Indices:
         """Best policies near the goal's latency (those above it are repaired down), (K, d)."""
@@ -331,7 +352,7 @@ class JointAgent(SequentialAgent):
         found = []
         for spread in SPREADS:
             factors = loss / self.loss * np.exp(rng.normal(0.0, spread, size=len(loss)))
-            point = reallocate(self.pricer, self.losses.scaled(factors), goal.budget, at)
+            point = reallocate(self.pricer, self.losses.scaled(factors), goal.budget, at, self._changed[True])
             if point is not None:
                 found.append(point)
         return found
@@ -352,31 +373,7 @@ class JointAgent(SequentialAgent):
 
     def _score(self, rows: Indices, goal: Goal, surrogate: Surrogate) -> Floats:
         mean, std = surrogate.predict(points(self.losses, rows))
-        std = CAUTION * std
-        if goal.steps is not None:
-            top = goal.budget.limits.get(self.problem.budget.latency_key, np.inf)
-            widest = self.problem.budget.limits.get(self.problem.budget.latency_key, top)
-            latency = self.pricer.latency(rows)
-            return expected_area(mean, std, latency, goal.steps, _finite(widest, latency), goal.back)
-        if goal.latency is None:
-            return expected_improvement(mean, std, goal.best)
-        saved = np.log(goal.latency / np.maximum(self.pricer.latency(rows), 1e-12))
-        return np.maximum(saved, 0.0) * probability_above(mean, std, goal.best)
-
-
-def _staircase(latency: Floats, gain: Floats, reference: float) -> tuple[Floats, Floats]:
-    """Latencies from which on a metric is reached, rising, and that metric; begins at the reference."""
-    order = np.lexsort((-gain, latency))
-    begins, reached = [0.0], [reference]
-    for k in order:
-        if gain[k] > reached[-1]:
-            begins.append(float(latency[k]))
-            reached.append(float(gain[k]))
-    return np.array(begins), np.array(reached)
-
-
-def _finite(top: float, latency: Floats) -> float:
-    return top if np.isfinite(top) else float(latency.max(initial=1e-12))
+        return goal.score(mean, CAUTION * std, goal.factor * self.pricer.latency(rows))
 
 
 __all__ = ["JointAgent"]

@@ -36,7 +36,13 @@ def precisions(pricer: Pricer) -> list[tuple[str, int | None, int | None]]:
 
 
 def ladder(pricer: Pricer) -> list[Rung]:
-    """Every distinct rung, per precision from the largest ratio down; feasible or not."""
+    """Every distinct rung, per precision from the largest ratio down; feasible or not. Computed once."""
+    if pricer.rungs is None:
+        pricer.rungs = _rungs(pricer)
+    return list(pricer.rungs)
+
+
+def _rungs(pricer: Pricer) -> list[Rung]:
     rows: list[tuple[Indices, float, str]] = []
     seen: set[bytes] = set()
     for words, w, a in precisions(pricer):

@@ -8,6 +8,7 @@ the loss of a rank is that of the whole layer factorised at that ratio, whatever
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,23 @@ class LossTable:
 
     def counted(self, indices: Indices) -> NDArray[np.bool_]:
         """Which coordinates count in each policy: those inside no removed block, (P, d)."""
-        gone = (indices == 0) & self.hides.any(axis=1)
-        return np.asarray(gone.astype(np.int64) @ self.hides.astype(np.int64) == 0)
+        blocks, hides = self._hiding
+        if not len(blocks):
+            return np.ones(indices.shape, dtype=bool)
+        return np.asarray((indices[:, blocks] == 0).astype(float) @ hides == 0)
+
+    @cached_property
+    def _hiding(self) -> tuple[Ints, Floats]:
+        """Coordinates that hide others, (k,), and which ones they hide, (k, d) of 0 and 1."""
+        blocks = np.flatnonzero(self.hides.any(axis=1))
+        return blocks, self.hides[blocks].astype(float)
+
+    @cached_property
+    def roots(self) -> Floats:
+        """Roots of the losses as shares of the largest finite one, (d, V); 0 where there is no value."""
+        finite = np.where(np.isfinite(self.loss), self.loss, 0.0)
+        found: Floats = (finite / (float(finite.max(initial=0.0)) or 1.0)) ** 0.5
+        return found
 
 
 def separable_loss(losses: LossTable, indices: Indices) -> Floats:

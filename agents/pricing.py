@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from compressors.policy import ResolvedPolicy
 
 from .contract import LIMITS, Budget, Costs, Problem
+
+if TYPE_CHECKING:
+    from .ladder import Rung
 
 #: Value index of every coordinate, shape (d,), or of several policies, shape (P, d).
 Indices = NDArray[np.int64]
@@ -33,7 +37,11 @@ class Pricer:
         self.priced = 0
         #: Points of least excess and least latency; filled by `repair.anchors`.
         self.anchors: tuple[Indices, Indices] | None = None
-        self._memo: dict[bytes, NDArray[np.float64]] = {}
+        #: The uniform policies; filled by `ladder.ladder`.
+        self.rungs: list[Rung] | None = None
+        # Policies to rows of the table of costs, whose columns are named.
+        self._memo: dict[bytes, int] = {}
+        self._table: NDArray[np.float64] = np.zeros((0, 0))
         self._names: tuple[str, ...] = ()
         self._enumerated: Indices | None = None
 
@@ -53,16 +61,25 @@ class Pricer:
             if len(self._memo) + len(unknown) > MEMO:
                 self._memo.clear()
                 unknown = {k: i for i, k in enumerate(keys)}
-            quick = self.problem.estimates or self.problem.costs
-            priced = quick([self.policy(indices[i]) for i in unknown.values()])
-            self.priced += len(unknown)
-            self._names = tuple(sorted(priced))
-            rows = np.stack([np.asarray(priced[n], dtype=float) for n in self._names], axis=1)
-            self._memo.update(zip(unknown, rows, strict=True))
+            self._learn(unknown, indices)
         if not keys:
             return {n: np.zeros(0) for n in (self._names or ("latency_ms",))}
-        table = np.stack([self._memo[k] for k in keys])
+        table = self._table[[self._memo[k] for k in keys]]
         return {n: table[:, j] for j, n in enumerate(self._names)}
+
+    def _learn(self, unknown: dict[bytes, int], indices: Indices) -> None:
+        """Price the rows of ``indices`` that are not known, given by their keys."""
+        quick = self.problem.estimates or self.problem.costs
+        priced = quick([self.policy(indices[i]) for i in unknown.values()])
+        self.priced += len(unknown)
+        self._names = tuple(sorted(priced))
+        begin, end = len(self._memo), len(self._memo) + len(unknown)
+        if end > len(self._table):
+            grown = np.zeros((max(1024, 2 * end), len(self._names)))
+            grown[:begin] = self._table[:begin] if begin else 0.0
+            self._table = grown
+        self._table[begin:end] = np.stack([np.asarray(priced[n], dtype=float) for n in self._names], axis=1)
+        self._memo.update(zip(unknown, range(begin, end), strict=True))
 
     def exact(self, indices: Indices) -> dict[str, float]:
         """Exact costs of one policy (d,), by name."""

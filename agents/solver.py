@@ -24,6 +24,8 @@ from .pricing import Indices, Pricer
 from .repair import repair
 
 Floats = NDArray[np.float64]
+#: Costs of single changes by the policy (its bytes) and the names of the costs.
+Known = dict[tuple[bytes, tuple[str, ...]], Singles]
 
 #: References tried from one start; from the best start; corrections of the limits around one reference.
 ROUNDS, MORE_ROUNDS, CORRECTIONS = 2, 4, 3
@@ -34,6 +36,8 @@ CELLS = {2: 48}
 MANY_CELLS = 12
 #: Exchanges priced at once, and how far over a limit the sum of two changes may be for them to be priced.
 EXCHANGES, DOUBT = 64, 0.02
+#: Policies whose single changes' costs are kept.
+REMEMBERED = 64
 #: Each level of a ladder below the budget, relative to the one before.
 LEVEL = 0.85
 #: Relative error of estimates at a solution beyond which prices are exact from there on: an optimum finds the
@@ -73,7 +77,7 @@ def allocate(
     """
     if not budget.limits:
         return pricer.top.copy()
-    known: dict[bytes, Singles] = {}
+    known: Known = {}
     ends = [_sequence(pricer, losses, budget, s, rounds, known) for s in starts or references(pricer, budget)]
     found = _best(pricer, losses, budget, [e for e in ends if e is not None])
     if found is None:
@@ -84,11 +88,16 @@ def allocate(
     return None if found is None else improve(pricer, losses, budget, found, rounds=min(more, 3))
 
 
-def reallocate(pricer: Pricer, losses: LossTable, budget: Budget, at: Indices) -> Indices | None:
-    """The best feasible allocation with costs taken from changes of ``at`` alone: quick, not improved."""
+def reallocate(
+    pricer: Pricer, losses: LossTable, budget: Budget, at: Indices, known: Known | None = None
+) -> Indices | None:
+    """The best feasible allocation with costs taken from changes of ``at`` alone: quick, not improved.
+
+    ``known``: costs around policies met before, of this pricer; what is found out is added.
+    """
     if not budget.limits:
         return pricer.top.copy()
-    return _sequence(pricer, losses, budget, at, 1, {})
+    return _sequence(pricer, losses, budget, at, 1, {} if known is None else known)
 
 
 def references(pricer: Pricer, budget: Budget) -> list[Indices]:
@@ -272,15 +281,12 @@ def _sequence(
     budget: Budget,
     start: Indices,
     rounds: int,
-    known: dict[bytes, Singles],
+    known: Known,
 ) -> Indices | None:
     """Feasible policy of least loss met on the way from reference to reference; None where none was."""
     at, held = start, [start] if pricer.feasible(start[None], budget)[0] else []
     for _ in range(rounds):
-        key = at.tobytes()
-        if key not in known:
-            known[key] = singles(pricer, losses, at, tuple(budget.limits))
-        met = _around(pricer, losses, budget, known[key])
+        met = _around(pricer, losses, budget, _changes(pricer, losses, budget, at, known))
         if not met:
             break
         held += [p for p, ok in zip(met, pricer.feasible(np.stack(met), budget), strict=True) if ok]
@@ -290,6 +296,17 @@ def _sequence(
             break
         at = following
     return _best(pricer, losses, budget, held)
+
+
+def _changes(pricer: Pricer, losses: LossTable, budget: Budget, at: Indices, known: Known) -> Singles:
+    """Costs of single changes of ``at``, looked up or priced."""
+    names = tuple(budget.limits)
+    key = (at.tobytes(), names)
+    if key not in known:
+        if len(known) >= REMEMBERED:
+            known.clear()
+        known[key] = singles(pricer, losses, at, names)
+    return known[key]
 
 
 def _around(pricer: Pricer, losses: LossTable, budget: Budget, around: Singles) -> list[Indices]:

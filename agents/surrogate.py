@@ -75,9 +75,7 @@ class Surrogate:
         self.units = [max(float(np.mean(np.diag(k))), 1e-12) for k in parts[:2]]
         spread = float(np.median(self._distance(x, x)[np.triu_indices(len(x), 1)])) if len(x) > 1 else 1.0
         self.spread = spread or 1.0
-        self.hyper: Hyper = hyper or max(
-            product(TREND, ADDITIVE, SCALE, NOISE), key=lambda h: self._likelihood(parts, h)
-        )
+        self.hyper: Hyper = hyper or self._likeliest(parts)
         self._condition()
 
     def _trend(self, x: Floats) -> Floats:
@@ -96,17 +94,31 @@ class Surrogate:
         return found
 
     def _kernel(self, parts: tuple[Floats, Floats, Floats], hyper: Hyper) -> Floats:
-        trend, additive, length, _ = hyper
-        r = np.sqrt(5.0) * parts[2] / (length * self.spread)
-        residual = (1 + r + r**2 / 3) * np.exp(-r)  # Matern 5/2
+        return self._summed(parts, hyper, self._residual(parts[2], hyper[2]))
+
+    def _residual(self, distance: Floats, length: float) -> Floats:
+        r = np.sqrt(5.0) * distance / (length * self.spread)
+        found: Floats = (1 + r + r**2 / 3) * np.exp(-r)  # Matern 5/2
+        return found
+
+    def _summed(self, parts: tuple[Floats, Floats, Floats], hyper: Hyper, residual: Floats) -> Floats:
+        trend, additive, _, _ = hyper
         linear: Floats = trend * parts[0] / self.units[0] + additive * parts[1] / self.units[1]
         linear += 1.0 + residual
         return linear
 
-    def _likelihood(self, parts: tuple[Floats, Floats, Floats], hyper: Hyper) -> float:
+    def _likeliest(self, parts: tuple[Floats, Floats, Floats]) -> Hyper:
+        """The hyperparameters of the grid with the largest marginal likelihood, of equals the first."""
+        residuals = {length: self._residual(parts[2], length) for length in SCALE}
+        return max(
+            product(TREND, ADDITIVE, SCALE, NOISE),
+            key=lambda h: self._likelihood(self._summed(parts, h, residuals[h[2]]), h[3]),
+        )
+
+    def _likelihood(self, kernel: Floats, noise: float) -> float:
         """Log marginal likelihood with the signal variance profiled out (Rasmussen & Williams, eq. 5.8)."""
         n = len(self.y)
-        low = cholesky(self._kernel(parts, hyper) + (hyper[3] + 1e-8) * np.eye(n), lower=True)
+        low = cholesky(kernel + (noise + 1e-8) * np.eye(n), lower=True)
         white = solve_triangular(low, self.y, lower=True)
         variance = max(float(white @ white) / n, 1e-12)
         return float(-0.5 * n * np.log(variance) - np.log(np.diag(low)).sum())

@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from agents.architecture import Separable
+from agents.registry import make_agent
 from agents.toys import toy_problem, toy_space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,4 +68,20 @@ def test_slow_prices_are_told_from_a_slow_agent(bench: ModuleType) -> None:
     assert found.suggestions == 6
     assert found.whole > found.mean + 5.0
     assert np.isfinite([found.first, found.mean, found.p95, found.whole]).all()
-    assert bench.limit_of("gp") > bench.limit_of("tpe") == 10.0
+    assert bench.limit_of("gp") == bench.limit_of("hyper") > bench.limit_of("tpe") == 10.0
+
+
+def test_steps_of_the_relaxed_network_are_the_problems(bench: ModuleType) -> None:
+    plain = toy_problem(toy_space(2), share=0.4, evaluations=20)
+
+    class Slow(Separable):
+        def step(self, gates, batch):  # type: ignore[no-untyped-def]
+            spin(0.001)
+            return super().step(gates, batch)
+
+    meter = bench.Meter()
+    relaxation = Slow.of(plain)
+    slow = Slow(relaxation.losses)
+    agent = make_agent("gradient", meter.problem(dataclasses.replace(plain, relaxation=lambda: slow)), 0)
+    agent.suggest(1)
+    assert meter.inside > 0.001 * 160  # the first training has so many steps

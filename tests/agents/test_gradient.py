@@ -91,6 +91,23 @@ def test_the_first_suggestion_is_near_the_known_optimum(share: float, pair: floa
     assert max(found) <= 0.02
 
 
+def test_what_outcomes_move_is_rounded_without_the_network() -> None:
+    space = toy_space(2, 32)
+    problem = toy_problem(space, share=0.4, evaluations=60)
+    relaxed = coupled(problem, 0.5)
+    problem = dataclasses.replace(problem, relaxation=lambda: relaxed)
+    agent, score = GradientAgent(problem, 0), score_of(problem)
+    run(agent, problem, 20, score)  # every rung is trained by now
+    steps, modes = relaxed.steps, set()
+    for _ in range(30):
+        run(agent, problem, 1, score)
+        trained = agent._training(0)
+        assert trained is not None
+        modes.add(agent._logits(0, trained).mode.tobytes())
+    assert relaxed.steps == steps
+    assert len(modes) > 1
+
+
 def test_every_limit_holds_and_costs_are_spent() -> None:
     space = toy_space(3, 32, bits=((8, 8), (4, 8)))
     free = toy_problem(space)
