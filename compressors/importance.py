@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .graph import ChannelGroup, Graph, Structure
-from .reconstruct import elimination_order
+from .elimination import elimination_order
 from .registry import Registry
 
 
