@@ -124,7 +124,7 @@ def prefix_keys(
 def run_shared(
     graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], cache: PrefixCache, root: bytes
 ) -> tuple[Tensor, ...]:
-    """As `execute.run`, from the end of the longest beginning that the cache holds. ``root``: see `prefix_keys`."""
+    """As `execute.run`, from the end of the longest beginning in the cache; ``root`` as of `prefix_keys`."""
     keys = prefix_keys(graph, root, weights)
     points = {names[0]: (keys[i], names) for i, names in narrow_points(graph).items()}
     wanted = frozenset(t for _, names in points.values() for t in names)

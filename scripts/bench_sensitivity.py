@@ -182,7 +182,10 @@ def part_scale(network: str, most: int) -> None:
     ways: dict[str, list[tuple[str, Callable[[], Losses]]]] = {
         "whole": [
             ("by default", lambda: measured_losses(model, space, classes=classes)),
-            *((f"{n} samples", partial(measured_losses, model, space, n, classes=classes)) for n in (8, most)),
+            *(
+                (f"{n} samples", partial(measured_losses, model, space, n, classes=classes))
+                for n in (8, most)
+            ),
         ],
         "around": [
             ("by default", lambda: losses_around(model, space, at, classes=classes)),
@@ -195,7 +198,7 @@ def part_scale(network: str, most: int) -> None:
         full = found[-1][2]
         for name, took, losses in found:
             rows.append([kind, name, f"{took:.1f}", *agreement(losses, full, space)])
-    title = f"{network}, {space.dimension} coordinates, set-up {seconds:.1f} CPU s: passes, and Spearman with the last"
+    title = f"{network}, {space.dimension} coordinates, set-up {seconds:.1f} CPU s: Spearman with the last"
     table(title, ("losses", "", "CPU s", "values", "coordinates"), rows)
 
 

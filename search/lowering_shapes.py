@@ -189,6 +189,17 @@ def _pool(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[
     return [tuple(x)]
 
 
+def _pad(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    if not all(t in r.small for t in (*node.input[1:2], *node.input[3:4]) if t):
+        raise UnreadableError(f"pad {node.name!r} takes amounts that are computed")
+    x, pads = list(ins[0]), r.integers(node.input[1])
+    axes = r.integers(node.input[3]) if len(node.input) > 3 and node.input[3] else list(range(len(x)))
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        if before or after:
+            x[axis] = x[axis].plus(Dim(float(before + after)))
+    return [tuple(x)]
+
+
 def _concat(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
     shapes = list(ins)
     if node.op_type == "Concat":
@@ -301,6 +312,7 @@ RULES: Mapping[str, _Rule] = {
     "DynamicQuantizeLinear": _dynamic,
     "Transpose": _transpose,
     "Flatten": _flatten,
+    "Pad": _pad,
     "Reshape": _reshape,
     "Split": _split,
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),

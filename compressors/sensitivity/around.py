@@ -147,11 +147,7 @@ class _Judge:
     def _measured(self, policy: ResolvedPolicy) -> float:
         run = self._answers(policy)
         return (
-            sum(
-                divergence(self.outputs, before, run(i))
-                for i, before in enumerate(self.before)
-            )
-            / self.total
+            sum(divergence(self.outputs, before, run(i)) for i, before in enumerate(self.before)) / self.total
         )
 
     def _answers(self, policy: ResolvedPolicy) -> Callable[[int], tuple[Tensor, ...]]:

@@ -24,9 +24,7 @@ def between(network: Network) -> ChannelGroup:
 
 
 def order_of(network: Network) -> Tensor:
-    found = elimination_order(
-        network.structure, network.weights, network.covariances(), between(network)
-    )
+    found = elimination_order(network.structure, network.weights, network.covariances(), between(network))
     assert found is not None
     return found
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from compressors.apply import Network
+from compressors.graph import Node, TensorType
 from compressors.policy import Policy
 from compressors.skeleton import unknowns
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target
 from search import lowering as module
 from search.abilities import abilities_of
-from search.dummies import LEAST, fewer, small_graph
+from search.dummies import LEAST, _tables, fewer, small_graph
 from search.lowering import Lowering
 from search.lowering_sizes import alignment_classes
 from search.lowering_template import to_json
@@ -26,12 +27,12 @@ X86 = "x86-avx512-vnni"
 
 
 class Wide(nn.Module):
-    """Plain, depthwise, grouped, transposed and concatenated convolutions of many channels, and a head."""
+    """Plain, padded depthwise, grouped, transposed and joined convolutions of many channels, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 72, 3, 2, 1), nn.BatchNorm2d(72), nn.ReLU6())
-        self.thin = nn.Conv2d(72, 72, 3, padding=1, groups=72)
+        self.thin = nn.Sequential(nn.ZeroPad2d((0, 2, 1, 1)), nn.Conv2d(72, 72, 3, groups=72))
         self.point = nn.Sequential(nn.Conv2d(72, 96, 1), nn.BatchNorm2d(96))
         self.grouped = nn.Conv2d(96, 96, 3, padding=1, groups=4)
         self.up = nn.ConvTranspose2d(168, 64, 2, 2)
@@ -73,7 +74,9 @@ def test_few_channels_lead_to_the_templates_of_all(
     rng = np.random.default_rng(0)
     policies = [space.resolve(Policy()), space.resolve(space.uniform(1.0, 8))]
     policies += [
-        space.resolve(space.decode(np.where(rng.random(space.dimension) < 0.6, rng.random(space.dimension), 1)))
+        space.resolve(
+            space.decode(np.where(rng.random(space.dimension) < 0.6, rng.random(space.dimension), 1))
+        )
         for _ in range(8)
     ]
     sizes: list[int] = []
@@ -90,6 +93,7 @@ def test_few_channels_lead_to_the_templates_of_all(
     few = Lowering(network.structure, device, weights=network.weights, store=store("few"))
     templates = [to_json(few.template(p)) for p in policies]
     assert sizes
+    assert not any(t["exact"] for t in templates)
     assert min(sizes) < 0.5 * sum(t.elements() for t in network.structure.graph.params.values())
     monkeypatch.setattr(module, "small_graph", lambda skeleton, values: None)
     every = Lowering(network.structure, device, weights=network.weights, store=store("all"))
@@ -105,21 +109,25 @@ def test_fewer_channels_are_as_well_aligned(target: str) -> None:
     device = load_target(target)
     # alone, several times over, and joined with other channels
     for many in (lambda v: v, lambda v: 3 * v, lambda v: 2 * v + 5, lambda v: v + np.roll(v, 100)):
-        np.testing.assert_array_equal(
-            alignment_classes(many(small).astype(float), device), alignment_classes(many(counts).astype(float), device)
-        )
+        few, every = (alignment_classes(many(v).astype(float), device) for v in (small, counts))
+        np.testing.assert_array_equal(few, every)
 
 
-def test_tables_that_inputs_choose_from_are_cut_and_others_are_not() -> None:
+def test_only_tables_that_inputs_alone_choose_from_are_cut() -> None:
     network = encoder()
     space = PolicySpace(network.structure, abilities_of(load_target(X86)))
     policy = space.resolve(Policy())
     lowering = Lowering(network.structure, load_target(X86), weights=network.weights)
     skeleton = lowering._skeletons.of(policy)
     graph = small_graph(skeleton, unknowns(policy, network.structure))
-    rows = {t: graph.params[t].shape[0] for t in graph.params if "embeddings.weight" in t}
-    assert rows == {
-        "embeddings.word_embeddings.weight": LEAST,
-        "embeddings.position_embeddings.weight": 40,  # read at constant places
-        "embeddings.token_type_embeddings.weight": 2,
-    }
+    table = "embeddings.word_embeddings.weight"
+    assert graph.params[table].shape == (LEAST, 64)
+    assert _tables(skeleton.graph) == [table]
+    reads = next(n for n in skeleton.graph.nodes if n.op == "embedding")
+    fixed = reads.with_(inputs=(next(iter(set(graph.params) - {table})), table))
+    changed = [fixed if n is reads else n for n in skeleton.graph.nodes]
+    assert _tables(skeleton.graph.rebuilt(changed)) == []  # read when the file is loaded
+    shared = Node("matmul", "again", (skeleton.graph.outputs[0], table), ("again",))
+    types = {"again": TensorType((-1, 64))}
+    tied = skeleton.graph.rebuilt([*skeleton.graph.nodes, shared], ("again",), types)
+    assert _tables(tied) == []
