@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compressors.apply import Network
 from compressors.graph import Node, TensorType
-from compressors.policy import Policy
+from compressors.policy import Policy, ResolvedPolicy
 from compressors.skeleton import unknowns
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target
@@ -62,6 +62,16 @@ def encoder() -> Network:
 
 
 MAKES = {"wide": wide, "encoder": encoder}
+
+
+def policies_of(space: PolicySpace, count: int) -> list[ResolvedPolicy]:
+    """Nothing done, eight bits everywhere, and random policies."""
+    rng = np.random.default_rng(0)
+    found = [space.resolve(Policy()), space.resolve(space.uniform(1.0, 8))]
+    for _ in range(count):
+        free = rng.random(space.dimension) < 0.6
+        found.append(space.resolve(space.decode(np.where(free, rng.random(space.dimension), 1.0))))
+    return found
 
 
 @pytest.mark.parametrize("target", [X86, "raspberry-pi-4"])
