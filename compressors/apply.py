@@ -5,7 +5,6 @@ The same policy on the same machine and thread count gives the same network, bit
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from .graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
 from .importance import Evidence, kept_units
 from .memo import Memo, nbytes
 from .policy import Factor, ResolvedPolicy
-from .prefix import PrefixCache, content, narrow_points, prefix_keys
+from .prefix import PrefixCache, content_digest, narrow_points, prefix_keys
 from .prune import kept_indices, prune
 from .quantize import code_of, fake_quantize, quantize_bias, quantize_weight
 from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
@@ -175,7 +174,7 @@ def shrunk(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
 
 
 def _factorized(network: Network, weight: Tensor, factor: Factor, transposed: bool) -> list[Tensor]:
-    key = (factor, transposed, hashlib.blake2b(content(weight), digest_size=16).digest())
+    key = (factor, transposed, content_digest(weight))
     held = network.factors.get(key)
     return list(held or network.factors.put(key, tuple(factorize(weight, factor, transposed))))
 
@@ -361,24 +360,31 @@ class Quantizing:
         """The pass itself, from the end of the longest beginning that another policy shares."""
         resume = None
         found = prefixes.longest(keys) if prefixes is not None else None
+        beside: dict[str, Tensor] = {}
         if found is not None:
-            position, (tensor, value, activations, biases) = found
+            position, (values, activations, biases) = found
             self.activations.update(activations)
             self.weights.update(biases)
             self.corrected.update(biases)
-            self.means.update({tensor: value} if tensor in self.read else {})
-            resume = (position + 1, {tensor: value})
-        points = {t: keys[i] for i, t in narrow_points(self.graph).items() if keys}
+            self.means.update({t: v for t, v in values.items() if t in self.read})
+            beside.update(values)
+            resume = (position + 1, values)
+        points = {t: (keys[i], others) for i, (t, *others) in narrow_points(self.graph).items() if keys}
+        others = {t for _, names in points.values() for t in names}
 
         def hook(name: str, value: Tensor) -> Tensor:
             value = self.seen(name, value) if name in self.watched else value
-            key = points.get(name)
+            if name in others:
+                beside[name] = value
+            key, names = points.get(name, (None, ()))
             if key is not None and prefixes is not None:
                 biases = {b: self.weights[b] for b in self.corrected}
-                prefixes.put(key, (name, value, dict(self.activations), biases), nbytes([value]))
+                alive = {name: value, **{t: beside[t] for t in names}}
+                prefixes.put(key, (alive, dict(self.activations), biases), nbytes([*alive.values()]))
             return value
 
-        run(self.graph, self.weights, inputs, hook, hooked=frozenset((*self.watched, *points)), resume=resume)
+        hooked = frozenset((*self.watched, *points, *others))
+        run(self.graph, self.weights, inputs, hook, hooked=hooked, resume=resume)
 
     def seen(self, name: str, value: Tensor) -> Tensor:
         """Hook of the pass: correct the bias a tensor came through, then quantise the tensor."""

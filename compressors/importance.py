@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .elimination import elimination_order
 from .graph import ChannelGroup, Graph, Structure
-from .reconstruct import elimination_order
 from .registry import Registry
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-#: Bytes a memo may hold.
-LIMIT = 128 << 20
+#: Bytes a memo may hold: the inverse covariances of a transformer of six layers, and what came of them.
+LIMIT = 384 << 20
+#: The share of this machine's memory that anything remembered may be at most.
+_SHARE = 16
+
+
+def within_memory(limit: int) -> int:
+    """A limit in bytes, or this machine's share of its memory where that is less."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return limit
+    return min(limit, memory // _SHARE)
 
 
 def nbytes(values: Sequence[Tensor]) -> int:
@@ -19,8 +31,8 @@ def nbytes(values: Sequence[Tensor]) -> int:
 class Memo:
     """Tuples of tensors by key; the least recently used is dropped first. Nobody may change what it holds."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = within_memory(LIMIT) if limit is None else limit
         self.used = 0
         self._held: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
 

@@ -8,35 +8,30 @@ nothing needs to know what made the weights.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from .execute import schedule
-from .graph import Graph, Node
+from .execute import run, schedule
+from .graph import WEIGHT_OPS, Graph, Node
+from .memo import nbytes, within_memory
 
-#: Bytes one cache may hold, and the share of this machine's memory it may be at most.
+#: Bytes one cache may hold.
 LIMIT = 512 << 20
-_SHARE = 16
-
-
-def _limit() -> int:
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return LIMIT
-    return min(LIMIT, memory // _SHARE)
+#: Elements below which a tensor stands for itself in a digest.
+_SMALL = 4096
+_digests = WeakIdKeyDictionary()
 
 
 class PrefixCache:
     """What was computed for the beginnings of networks; the least recently used is dropped first."""
 
     def __init__(self, limit: int | None = None) -> None:
-        self.limit = _limit() if limit is None else limit
+        self.limit = within_memory(LIMIT) if limit is None else limit
         self.used = 0
         self.hits = 0
         self.misses = 0
@@ -71,24 +66,38 @@ class PrefixCache:
             self.used -= self._held.popitem(last=False)[1][0]
 
 
-def narrow_points(graph: Graph) -> dict[int, str]:
-    """Positions in `schedule` after which one activation alone is alive, with its name.
+def narrow_points(graph: Graph) -> dict[int, tuple[str, ...]]:
+    """Positions in `schedule` after which one activation is alive, besides what no layer had a part in.
 
-    Of a run of such positions only the last counts: what follows the others is cheap.
+    Its name comes first, then those of the others (a transformer's mask). Of a run of such positions only
+    the last counts: what follows the others is cheap.
     """
-    cached: dict[int, str] | None = graph.topology.get("narrow")
+    cached: dict[int, tuple[str, ...]] | None = graph.topology.get("narrow")
     if cached is not None:
         return cached
-    alive = set(graph.inputs)
-    points: dict[int, str] = {}
+    light = _without_layers(graph)
+    alive = dict.fromkeys(graph.inputs)
+    points: dict[int, tuple[str, ...]] = {}
     steps = list(schedule(graph))
     for i, (node, dead) in enumerate(steps):
-        alive = (alive | set(node.outputs)) - set(dead)
-        if len(alive) == 1 and i + 1 < len(steps) and alive <= set(node.outputs):
+        alive.update(dict.fromkeys(node.outputs))
+        for name in dead:
+            alive.pop(name, None)
+        heavy = [t for t in alive if t not in light] or list(alive)
+        if len(heavy) == 1 and i + 1 < len(steps) and heavy[0] in node.outputs:
             points.pop(i - 1, None)
-            points[i] = next(iter(alive))
+            points[i] = (heavy[0], *(t for t in alive if t != heavy[0]))
     graph.topology["narrow"] = points
     return points
+
+
+def _without_layers(graph: Graph) -> frozenset[str]:
+    """Inputs, and activations that inputs give without a layer's weights."""
+    found = set(graph.inputs)
+    for node in graph.nodes:
+        if node.op not in WEIGHT_OPS and found.issuperset(graph.activations_of(node)):
+            found.update(node.outputs)
+    return frozenset(found)
 
 
 def prefix_keys(
@@ -107,9 +116,42 @@ def prefix_keys(
         digest.update(repr((node.op, node.inputs, node.outputs, attrs, more(node))).encode())
         for name in node.inputs:
             if name in weights:
-                digest.update(content(weights[name]))
+                digest.update(content_digest(weights[name]))
         keys.append(digest.digest() if i in points else None)
     return keys
+
+
+def run_shared(
+    graph: Graph, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], cache: PrefixCache, root: bytes
+) -> tuple[Tensor, ...]:
+    """As `execute.run`, from the end of the longest beginning in the cache; ``root`` as of `prefix_keys`."""
+    keys = prefix_keys(graph, root, weights)
+    points = {names[0]: (keys[i], names) for i, names in narrow_points(graph).items()}
+    wanted = frozenset(t for _, names in points.values() for t in names)
+    found = cache.longest(keys)
+    alive: dict[str, Tensor] = {} if found is None else dict(found[1])
+
+    def hook(name: str, value: Tensor) -> Tensor:
+        alive[name] = value
+        key, names = points.get(name, (None, ()))
+        if key is not None:
+            held = {t: alive[t] for t in names}
+            cache.put(key, held, nbytes([*held.values()]))
+        return value
+
+    resume = None if found is None else (found[0] + 1, found[1])
+    return run(graph, weights, inputs, hook, hooked=wanted, resume=resume)
+
+
+def content_digest(value: Tensor) -> bytes:
+    """Digest of `content`, remembered as long as the tensor lives and nobody writes to it."""
+    if value.numel() < _SMALL:
+        return content(value)
+    held: tuple[int, bytes] | None = _digests.get(value)
+    if held is None or held[0] != value._version:
+        held = value._version, hashlib.blake2b(content(value), digest_size=16).digest()
+        _digests[value] = held
+    return held[1]
 
 
 def content(value: Tensor) -> bytes:
@@ -121,4 +163,4 @@ def content(value: Tensor) -> bytes:
     return repr(tuple(value.shape)).encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-__all__ = ["PrefixCache", "content", "narrow_points", "prefix_keys"]
+__all__ = ["PrefixCache", "content", "content_digest", "narrow_points", "prefix_keys", "run_shared"]

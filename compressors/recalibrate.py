@@ -16,7 +16,7 @@ from torch import Tensor
 from .execute import compute, schedule
 from .graph import Graph, Node, Structure
 from .memo import nbytes
-from .prefix import content, narrow_points, prefix_keys
+from .prefix import content_digest, narrow_points, prefix_keys
 from .prune import prune
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class _Pass:
     def _segment(self, steps: Sequence[_Step], keys: Sequence[bytes | None]) -> None:
         points = narrow_points(self.graph)
         seen: dict[str, list[Moments]] = {}
-        passed: dict[int, list[Tensor]] = {}
+        passed: dict[int, list[list[Tensor]]] = {}
         after: dict[str, list[Tensor]] = {}
         for c, batch in enumerate(self.sizes):
             local = {t: parts[c] for t, parts in self.values.items()}
@@ -149,15 +149,16 @@ class _Pass:
                         seen.setdefault(name, []).append(self._moments(node, name, value))
                 for name in dead:
                     local.pop(name, None)
-                if i in points and points[i] not in self.watched:
-                    passed.setdefault(i, []).append(local[points[i]])
+                if i in points and points[i][0] not in self.watched:
+                    passed.setdefault(i, []).append([local[t] for t in points[i]])
             for t, value in local.items():
                 after.setdefault(t, []).append(value)
         self.values = after
-        for i, parts in passed.items():
-            self._remember(keys[i], points[i], parts)
-        for name, chunks in seen.items():
-            self._finish(name, chunks)
+        for i, chunks in passed.items():
+            columns = [list(column) for column in zip(*chunks, strict=True)]
+            self._remember(keys[i], dict(zip(points[i], columns, strict=True)))
+        for name, parts in seen.items():
+            self._finish(name, parts)
 
     def _computed(
         self, node: Node, local: dict[str, Tensor], batch: int, dead: Sequence[str]
@@ -221,7 +222,7 @@ class _Pass:
 
         def more(node: Node) -> object:
             found = self.wanted.get(node.outputs[0])
-            return None if found is None else content(found)
+            return None if found is None else content_digest(found)
 
         return prefix_keys(self.graph, b"stored" if self.stored else b"recalibrated", weights, more)
 
@@ -229,17 +230,17 @@ class _Pass:
         found = self.network.prefixes.longest(keys)
         if found is None:
             return 0
-        position, (tensor, parts, updates, statistics, deltas) = found
-        self.values = {tensor: parts}
+        position, (values, updates, statistics, deltas) = found
+        self.values = dict(values)
         self.updates, self.deltas = dict(updates), dict(deltas)
         self.statistics = {k: list(v) for k, v in statistics.items()}
         return position + 1
 
-    def _remember(self, key: bytes | None, tensor: str, parts: list[Tensor]) -> None:
+    def _remember(self, key: bytes | None, values: dict[str, list[Tensor]]) -> None:
         if key is not None:
             statistics = {k: tuple(v) for k, v in self.statistics.items()}
-            state: Any = (tensor, parts, dict(self.updates), statistics, dict(self.deltas))
-            self.network.prefixes.put(key, state, nbytes(parts))
+            state: Any = (values, dict(self.updates), statistics, dict(self.deltas))
+            self.network.prefixes.put(key, state, sum(map(nbytes, values.values())))
 
 
 def moments(value: Tensor, axis: int, scratch: Tensor | None = None) -> Moments:
@@ -289,7 +290,8 @@ def shifted(graph: Graph, structure: Structure) -> list[Node]:
 
 def _owned(graph: Graph) -> frozenset[str]:
     """Activations in memory of their own, which no view shares and no cache keeps."""
-    kept = {*graph.inputs, *graph.outputs, *narrow_points(graph).values()}
+    remembered = {t for names in narrow_points(graph).values() for t in names}
+    kept = {*graph.inputs, *graph.outputs, *remembered}
     return frozenset(
         n.outputs[0]
         for n in graph.nodes

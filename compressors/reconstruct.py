@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .graph import ChannelGroup, Graph, Layer, Structure
+from .graph import Graph, Layer, Structure
 from .memo import Memo
 
 #: Ridge, in units of the mean variance of the channels.
@@ -57,7 +57,7 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """Pruned weights with the contribution of removed input channels folded into the kept ones.
 
-    ``solved`` remembers predictors between policies with the same covariances.
+    ``solved`` remembers predictors and what came of them between policies of the same network.
     """
     found = dict(pruned)
     solved = Memo() if solved is None else solved
@@ -68,11 +68,15 @@ def reconstruct(
         tensor = structure.graph.by_name[layer.nodes[0]].inputs[0]
         if bool(stay.all()) or tensor not in covariances or not bool(stay.any()):
             continue
-        full = weights[layer.weight]
-        lost = full[rows][:, ~stay].double()
-        taken_over = predictor(covariances[tensor], stay, solved, tensor)
-        gained = torch.einsum("or...,rk->ok...", lost, taken_over)
-        found[layer.weight] = (pruned[layer.weight].double() + gained).to(full.dtype)
+        key = (layer.weight, stay.numpy().tobytes(), rows.numpy().tobytes())
+        known = solved.get(key)
+        if known is None:
+            full = weights[layer.weight]
+            lost = full[rows][:, ~stay].double()
+            taken_over = predictor(covariances[tensor], stay, solved, tensor)
+            gained = torch.einsum("or...,rk->ok...", lost, taken_over)
+            known = solved.put(key, ((pruned[layer.weight].double() + gained).to(full.dtype),))
+        found[layer.weight] = known[0]
     return found
 
 
@@ -118,101 +122,3 @@ def _predictor(cov: Tensor, stay: Tensor, solved: Memo, tensor: str) -> Tensor:
     precision = known[0]
     factor = torch.linalg.cholesky(precision[gone[:, None], gone])
     return -torch.cholesky_solve(precision[gone[:, None], keep], factor)
-
-
-def elimination_order(
-    structure: Structure,
-    weights: Mapping[str, Tensor],
-    covariances: Mapping[str, Tensor],
-    group: ChannelGroup,
-) -> Tensor | None:
-    """Units of a group in the order in which they are missed least, first to go first; None without evidence.
-
-    Greedy backward elimination as in Optimal Brain Surgeon (Hassibi & Stork 1993; for channels Kurtic et al.
-    2023, ZipLM, eq. 5): removing unit u with inputs B costs each layer reading it tr(W_B (H^-1_BB)^-1 W_B'),
-    H being the input covariance, after the weights took over what was removed before. Each layer's error
-    counts in units of its output variance.
-    """
-    readers = [
-        _Reader(structure, weights, covariances, group, x)
-        for x in structure.layers
-        if (x.weight, 1) in group.slices
-        and reconstructible(structure, x)
-        and structure.graph.by_name[x.nodes[0]].inputs[0] in covariances
-    ]
-    readers = [r for r in readers if r.total > 0]
-    if not readers:
-        return None
-    left = list(range(group.size))
-    order = []
-    while left:
-        cost = torch.stack([r.costs(left) for r in readers]).sum(0)
-        gone = left.pop(int(cost.argmin()))
-        order.append(gone)
-        for r in readers:
-            r.remove(gone)
-    return torch.tensor(order)
-
-
-class _Reader:
-    """One layer that reads the group: its weights and inverse covariance as units are taken away."""
-
-    def __init__(
-        self,
-        structure: Structure,
-        weights: Mapping[str, Tensor],
-        covariances: Mapping[str, Tensor],
-        group: ChannelGroup,
-        layer: Layer,
-    ) -> None:
-        cov = covariances[structure.graph.by_name[layer.nodes[0]].inputs[0]]
-        weight = (
-            weights[layer.weight].detach().double().transpose(0, 1).flatten(1).T.clone()
-        )  # (outputs x taps, inputs)
-        ridge = RIDGE * cov.diagonal().mean().clamp_min(1e-12)
-        self.inverse = torch.linalg.inv(cov + ridge * torch.eye(cov.shape[0], dtype=cov.dtype))
-        self.weight = weight
-        self.total = float(((weight @ cov) * weight).sum())
-        marks = torch.tensor(group.slices[layer.weight, 1])
-        self.places = [(marks == u).nonzero().flatten() for u in range(group.size)]
-        self.single = all(len(p) == 1 for p in self.places)
-        self.first = torch.stack([p[0] for p in self.places])
-        even = len({len(p) for p in self.places}) == 1
-        self.blocks = torch.stack(self.places) if even else None  # (units, places each)
-
-    def costs(self, units: list[int]) -> Tensor:
-        """Error of removing each of the given units next, in units of the layer's output variance."""
-        if self.single:
-            at = self.first[units]
-            alone: Tensor = self.weight[:, at].square().sum(0) / self.inverse.diagonal()[at].clamp_min(1e-18)
-            return alone / self.total
-        if self.blocks is None:
-            return torch.stack([self._cost(self.places[u]) for u in units]) / self.total
-        at = self.blocks[units]
-        w = self.weight[:, at].transpose(0, 1)  # (units, rows, places)
-        inner = self.inverse[at[:, :, None], at[:, None, :]]
-        solved = torch.linalg.solve(inner, w.transpose(1, 2) @ w)
-        errors: Tensor = solved.diagonal(dim1=1, dim2=2).sum(1)
-        return errors / self.total
-
-    def _cost(self, places: Tensor) -> Tensor:
-        w = self.weight[:, places]
-        inner = self.inverse[places][:, places]
-        error: Tensor = torch.linalg.solve(inner, w.T @ w).diagonal().sum()
-        return error
-
-    def remove(self, unit: int) -> None:
-        """Take a unit away: the rest takes over its part, its rows leave the inverse covariance."""
-        b = self.places[unit]
-        if self.single:  # in place: a fresh matrix a unit costs several times the update
-            at = int(b)
-            row = self.inverse[at] / self.inverse[at, at]
-            self.weight.addr_(self.weight[:, at].clone(), row, alpha=-1.0)
-            self.inverse.addr_(self.inverse[:, at].clone(), row, alpha=-1.0)
-        else:
-            gain = torch.linalg.solve(self.inverse[b][:, b], self.inverse[b])
-            self.weight -= self.weight[:, b] @ gain
-            self.inverse -= self.inverse[:, b] @ gain
-        self.inverse[b, :] = 0
-        self.inverse[:, b] = 0
-        self.inverse[b, b] = 1.0

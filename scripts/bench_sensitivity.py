@@ -1,6 +1,7 @@
 """The sensitivity pass: what its caches save, how it scales, and how well it ranks.
 
-    .venv/bin/python scripts/bench_sensitivity.py [--part time,scale,rank] [--policies 60] [--samples N]
+    .venv/bin/python scripts/bench_sensitivity.py [--part time,depth,scale,rank] [--policies 60] [--samples N]
+                                                  [--networks minilm,efficientnet-lite0]
 
 time: ResNet-20 on digits32, CPU seconds of one thread, least of several rounds that take turns, for
 
@@ -9,7 +10,11 @@ time: ResNet-20 on digits32, CPU seconds of one thread, least of several rounds 
 - activations not kept: as `measured_losses(reuse=False)`;
 - everything kept: as by default.
 
-scale: residual networks of 20 to 50 layers with random weights, 3x32x32.
+depth: residual networks of 20 to 50 layers with random weights, 3x32x32.
+
+scale: real networks (`--networks`) on x86-avx512-vnni: CPU seconds of set-up, of the pass over the whole
+network and of that around the uniform policy of the budget's size, as by default and with more samples and
+values; and the Spearman correlation of their losses with those of the most.
 
 rank: Spearman correlation of losses with what the complete evaluation says: of single changes that are
 policies (channels, ranks, blocks), and summed over the changes of random feasible policies; the same for the
@@ -55,10 +60,13 @@ from compressors.simulate import answers
 from compressors.space import Abilities, PolicySpace
 from search.config import make_config
 from search.look import estimate
+from search.sensitivity import class_axes
 from search.setup import Setup, load_setup
 from search.tasks.networks import ResNet
 
 ROUNDS = 2
+#: Of the real networks: target, budget, and samples of the fullest pass.
+SCALE_TARGET, SCALE_BUDGET, MOST = "x86-avx512-vnni", "0.34x", 32
 DEPTHS = (3, 5, 8)  # residual blocks a stage: 20, 32 and 50 layers
 WAYS: dict[str, Callable[..., Losses]] = {
     "measured": measured_losses,
@@ -142,7 +150,7 @@ def part_time(setup: Setup, samples: int | None) -> None:
     table(title + f"{count} samples", ("", "CPU s", "ratio", "largest difference"), rows)
 
 
-def part_scale(samples: int) -> None:
+def part_depth(samples: int) -> None:
     """Residual networks of growing depth, random weights."""
     rows = []
     for n in DEPTHS:
@@ -157,6 +165,49 @@ def part_scale(samples: int) -> None:
             rows.append([*head, *row])
     columns = ("network", "coordinates", "values", "", "CPU s", "ratio", "largest difference")
     table(f"Depth, random weights, {samples} samples", columns, rows)
+
+
+# -- real networks
+
+
+def part_scale(network: str, most: int) -> None:
+    """One real network: what a pass takes by default, and how it ranks against one with ``most`` samples."""
+    start = time.process_time()
+    setup = load_setup(make_config({"target": SCALE_TARGET, "task": network, "threads": 1,
+                                    "max_latency": SCALE_BUDGET}))  # fmt: skip
+    seconds = time.process_time() - start
+    model, space = setup.scorer.network, setup.space
+    at = [int(v) for v in reference(Pricer(setup.problem))]
+    classes = class_axes(setup.task, space)
+    ways: dict[str, list[tuple[str, Callable[[], Losses]]]] = {
+        "whole": [
+            ("by default", lambda: measured_losses(model, space, classes=classes)),
+            *(
+                (f"{n} samples", partial(measured_losses, model, space, n, classes=classes))
+                for n in (8, most)
+            ),
+        ],
+        "around": [
+            ("by default", lambda: losses_around(model, space, at, classes=classes)),
+            *((f"{n} samples", partial(losses_around, model, space, at, n, classes)) for n in (8, most)),
+        ],
+    }
+    rows = []
+    for kind, each in ways.items():
+        found = [(name, *timed(way)) for name, way in each]
+        full = found[-1][2]
+        for name, took, losses in found:
+            rows.append([kind, name, f"{took:.1f}", *agreement(losses, full, space)])
+    title = f"{network}, {space.dimension} coordinates, set-up {seconds:.1f} CPU s: Spearman with the last"
+    table(title, ("losses", "", "CPU s", "values", "coordinates"), rows)
+
+
+def agreement(found: Losses, full: Losses, space: PolicySpace) -> tuple[str, str]:
+    """Spearman of the losses of all values but the last, and of each coordinate's first (the largest)."""
+    pairs = [(found[c.name], full[c.name]) for c in space.choices]
+    a, b = (np.concatenate([p[k][:-1] for p in pairs]) for k in (0, 1))
+    first = [[float(p[k][0]) for p in pairs] for k in (0, 1)]
+    return f"{float(spearmanr(a, b).statistic):.3f}", f"{float(spearmanr(*first).statistic):.3f}"
 
 
 # -- ranking
@@ -247,18 +298,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", default="time,scale,rank")
+    parser.add_argument("--part", default="time,depth,rank")
+    parser.add_argument("--networks", default="minilm,efficientnet-lite0")
     parser.add_argument("--target", default="raspberry-pi-4,fpga-bitfusion")
     parser.add_argument("--policies", type=int, default=60)
     parser.add_argument("--samples", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts = arguments.part.split(",")
-    setups = [load_setup(make_config({"target": t})) for t in arguments.target.split(",")]
+    wanted = arguments.target.split(",") if {"time", "rank"} & set(parts) else []
+    setups = [load_setup(make_config({"target": t})) for t in wanted]
     if "time" in parts:
         part_time(setups[0], arguments.samples)
-    if "scale" in parts:
-        part_scale(arguments.samples or 16)
+    if "depth" in parts:
+        part_depth(arguments.samples or 16)
+    for network in arguments.networks.split(",") if "scale" in parts else ():
+        part_scale(network, arguments.samples or MOST)
     for setup in setups if "rank" in parts else ():
         part_rank(setup, every_way(setup, arguments.samples), arguments.policies)
 

@@ -37,9 +37,10 @@ from hw_profiles.devices.emulated import CORES, EmulatedArm, EmulatedX86  # noqa
 from hw_profiles.errors import DeviceError  # noqa: E402
 from hw_profiles.target import load_target  # noqa: E402
 from search.abilities import abilities_of  # noqa: E402
+from search.dummies import dummy_model  # noqa: E402
 from search.export_onnx import export_model  # noqa: E402
 from search.lowering import Lowering  # noqa: E402
-from search.templates import dummy_model, optimised  # noqa: E402
+from search.templates import optimised  # noqa: E402
 from tests.compressors.networks import inputs_for, networks, oddities  # noqa: E402
 
 Kernels = Counter[tuple[str, ...]]

@@ -30,6 +30,7 @@ from compressors.skeleton import (
 from hw_profiles.kernel import KernelBatch
 from hw_profiles.predictor import Predictor
 from hw_profiles.target import Target
+from search.dummies import small_graph
 from search.lowering_sizes import alignment_classes, alignment_dims, parameter_bytes
 from search.lowering_template import CompiledTemplate, Formulas, Template
 from search.templates import (
@@ -119,7 +120,8 @@ class Lowering:
         if isinstance(files, bytes):
             files = {exporter.names[0]: files}
         plan, values = self._plan(policy), self._values(policy)[None, :]
-        graph, _ = self._placed(plan, policy)
+        whole = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
+        graph, _ = self._placed(plan, policy, whole)
         method = self.target.runtime.templates
         found = exporter.template(files, graph, plan.skeleton, self.batch, method)
         classes = self._classes(plan, values)[0]
@@ -271,20 +273,21 @@ class Lowering:
     def _obtain(self, plan: _Plan, classes: NDArray[np.int8], policy: ResolvedPolicy) -> CompiledTemplate:
         def make() -> Template:
             self.asked += 1
-            return self._ask(plan, policy)
+            return self._ask(plan, policy, exact)
 
-        signature = self._signature(plan, classes)
-        if classes.tobytes() in plan.exact:
+        signature, exact = self._signature(plan, classes), classes.tobytes() in plan.exact
+        if exact:
             signature += str(sorted(unknowns(policy, self.structure).items()))
         return self.store.get(signature, make).compiled(plan.names)
 
-    def _placed(self, plan: _Plan, policy: ResolvedPolicy) -> tuple[Graph, Placement]:
-        """The concrete graph as it is exported, and where its integers are; ncnn's templates see to it."""
-        graph = concrete(plan.skeleton.graph, plan.skeleton, unknowns(policy, self.structure))
+    def _placed(self, plan: _Plan, policy: ResolvedPolicy, graph: Graph) -> tuple[Graph, Placement]:
+        """A concrete graph as it is exported, and where its integers are; ncnn's templates see to it."""
         return at_reads(graph, plan.where) if policy.ranges == DYNAMIC else (graph, plan.where)
 
-    def _ask(self, plan: _Plan, policy: ResolvedPolicy) -> Template:
-        graph, where = self._placed(plan, policy)
+    def _ask(self, plan: _Plan, policy: ResolvedPolicy, exact: bool) -> Template:
+        values = unknowns(policy, self.structure)
+        whole = concrete(plan.skeleton.graph, plan.skeleton, values)
+        graph, where = self._placed(plan, policy, whole)
         method = self.target.runtime.templates
         if method == "rules":
             from search.rules import rules_template
@@ -303,6 +306,7 @@ class Lowering:
             method,
             self.batch,
             self.constants,
+            None if exact else self._placed(plan, policy, small_graph(plan.skeleton, values))[0],
         )
 
 

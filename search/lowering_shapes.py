@@ -75,6 +75,16 @@ class Reading:
     kinds: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
+    def constant(self, name: str) -> Sizes:
+        """Sizes of a constant: formulas where it is a parameter of the network, as it is or turned round."""
+        sizes, base = tuple(self.constants[name]), name.split("/")[0]
+        kind = self.source.graph.params.get(base)
+        if kind is not None and sizes == kind.shape:
+            return self.source.formula(base)
+        if kind is not None and sizes == kind.shape[::-1]:
+            return self.source.formula(base)[::-1]
+        return tuple(Dim(float(d)) for d in sizes)
+
     def integers(self, name: str) -> list[int]:
         """Values of a small constant."""
         return [int(v) for v in onnx.numpy_helper.to_array(self.small[name]).reshape(-1)]
@@ -89,7 +99,7 @@ def outputs_of(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], owner
     """Sizes of what a node writes; ``owner`` is the node of the network it executes, if it bears weights."""
     ins = [r.sizes[t] for t in node.input if t and t in r.sizes]
     if not ins:  # computed from constants alone, in every run
-        ins = [tuple(Dim(float(d)) for d in r.constants[node.input[0]])] if node.input else [()]
+        ins = [r.constant(node.input[0])] if node.input else [()]
     if owner is not None:
         return [_weighted_output(r, node, attrs, owner, ins[0])]
     rule = RULES.get(node.op_type)
@@ -179,10 +189,21 @@ def _pool(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[
     return [tuple(x)]
 
 
+def _pad(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
+    if not all(t in r.small for t in (*node.input[1:2], *node.input[3:4]) if t):
+        raise UnreadableError(f"pad {node.name!r} takes amounts that are computed")
+    x, pads = list(ins[0]), r.integers(node.input[1])
+    axes = r.integers(node.input[3]) if len(node.input) > 3 and node.input[3] else list(range(len(x)))
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        if before or after:
+            x[axis] = x[axis].plus(Dim(float(before + after)))
+    return [tuple(x)]
+
+
 def _concat(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: list[Sizes]) -> list[Sizes]:
     shapes = list(ins)
     if node.op_type == "Concat":
-        shapes += [tuple(Dim(float(d)) for d in r.constants[t]) for t in node.input if t in r.constants]
+        shapes += [r.constant(t) for t in node.input if t in r.constants]
     axis = attrs["axis"] % len(shapes[0])
     total = shapes[0][axis]
     for s in shapes[1:]:
@@ -257,7 +278,7 @@ def _matmul(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any], ins: lis
     b = ins[1] if len(ins) > 1 else None
     if b is None:
         constant = next(t for t in node.input if len(r.constants.get(t, ())) >= 2)
-        b = tuple(Dim(float(d)) for d in r.constants[constant])
+        b = r.constant(constant)
         if constant == node.input[0]:
             a, b = b, a
     rows = a[-1] if attrs.get("transA") else a[-2]
@@ -291,6 +312,7 @@ RULES: Mapping[str, _Rule] = {
     "DynamicQuantizeLinear": _dynamic,
     "Transpose": _transpose,
     "Flatten": _flatten,
+    "Pad": _pad,
     "Reshape": _reshape,
     "Split": _split,
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),

@@ -1,4 +1,4 @@
-"""Obtaining kernel templates: emit the network with dummy weights, let the runtime optimise it, read that.
+"""Obtaining kernel templates: the network with dummy weights, as the runtime optimises it, read as formulas.
 
 Templates are kept in memory and in the user's cache folder by signature, runtime version, instruction set.
 """
@@ -18,15 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from compressors.compressed import ActivationCode, Code, DynamicCode, WeightCode
 from compressors.graph import DimSize, Graph
-from compressors.policy import DYNAMIC
 from compressors.skeleton import Placement, Skeleton
 from hw_profiles.errors import DeviceError
-from search.emit import emit
-from search.emit.builder import ArrayLike, Builder, keeps_values
+from search.dummies import dummy_model
 from search.foreign import PROCESSORS, foreign
 from search.lowering_graph import read_template
 from search.lowering_shapes import Source, TemplateError, UnreadableError
@@ -46,7 +41,7 @@ if TYPE_CHECKING:
     from search.kernels_found import FoundKernel
 
 #: Part of every cache key; to be raised when emission or reading of templates changes.
-TEMPLATE_VERSION = 4
+TEMPLATE_VERSION = 6
 #: Session configuration by template method of the target. That the arm64 runtime makes the same graphs as
 #: this one without blocked layout is what scripts/score_arm_templates.py checks against that runtime.
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -56,87 +51,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }
 #: Methods whose graphs may have onnxruntime's blocked layout (NCHWc), which depends on channel counts.
 BLOCKED = frozenset({"host", "x86-avx2"})
-
-
-class DummyBuilder(Builder):
-    """Emission with weights of the right shapes and arbitrary values; quick because they are shared."""
-
-    def array(self, param: str) -> ArrayLike:
-        """Values of a parameter: the real ones if known (they may steer fusions), else a constant."""
-        known = self.weights.get(param)
-        if known is not None:
-            return super().array(param)
-        kind = self.graph.params[param]
-        return _filled(kind.shape, kind.dtype, self._number(param))
-
-    def _number(self, param: str) -> int:
-        """Runtimes share equal initializers: every parameter has a value of its own."""
-        if not hasattr(self, "_numbers"):
-            self._numbers = {p: i % 100 for i, p in enumerate(self.graph.params)}
-        return self._numbers[param]
-
-    def weight_codes(self, param: str, code: WeightCode) -> ArrayLike:
-        """See `Builder.weight_codes`."""
-        return _filled(self.graph.params[param].shape, "int8", self._number(param))
-
-    def bias_codes(self, param: str, scale: ArrayLike) -> ArrayLike:
-        """See `Builder.bias_codes`."""
-        return _filled(scale.shape, "int32", self._number(param))
-
-
-@lru_cache(maxsize=4096)
-def _filled(shape: tuple[int, ...], dtype: str, number: int = 0) -> ArrayLike:
-    value = 0.01 + 1e-4 * number if dtype.startswith("float") else 1 + number
-    return np.full(shape, value, dtype=np.dtype(dtype))
-
-
-def dummy_model(
-    graph: Graph, where: Placement, activations: str, constants: Mapping[str, Any]
-) -> onnx.ModelProto:
-    """The network as it would be exported, but for the values of weights and quantisers.
-
-    ``activations`` is the numerics' name of that kind, or `DYNAMIC`. Quantisers differ from tensor to tensor,
-    start at 0 behind a ReLU and are inherited through operations that only move values, as compression
-    makes them.
-    """
-    codes = {}
-    for n in graph.nodes:
-        if len(n.inputs) > 1 and n.inputs[1] in where.params:
-            bits = where.params[n.inputs[1]]
-            axis = 1 if n.op == "conv_transpose" and n.attrs["groups"] == 1 else 0
-            scale = _filled((graph.params[n.inputs[1]].shape[axis],), "float32")
-            codes[n.inputs[1]] = WeightCode(scale, axis, bits, 2 ** (bits - 1) - 1)  # type: ignore[arg-type]
-    return emit(graph, constants, dummy_codes(graph, where, activations), codes, builder=DummyBuilder)
-
-
-def dummy_codes(graph: Graph, where: Placement, activations: str) -> Mapping[str, Code]:
-    """Quantisers of made-up scales with the relations that real ones have."""
-    if activations == DYNAMIC:
-        return {t: DynamicCode.of(bits, graph, t) for t, bits in where.tensors.items()}
-    found: dict[str, ActivationCode] = {}
-    for i, t in enumerate([*graph.inputs, *(t for n in graph.nodes for t in n.outputs)]):
-        bits = where.tensors.get(t)
-        if bits is None:
-            continue
-        n = graph.producer.get(t)
-        if n is not None and n.inputs and n.inputs[0] in found and keeps_values(n, found[n.inputs[0]]):
-            found[t] = found[n.inputs[0]]
-            continue
-        scale = 0.02 + 1e-5 * i
-        if activations != "u8-affine":
-            half = 1 << (bits - 1)
-            scale = scale if activations != "power-of-two" else 2.0**-5
-            found[t] = ActivationCode(scale, 0, bits, -half, half - 1)
-            continue
-        high, zero = (1 << bits) - 1, 1 << (bits - 1)
-        if n is not None and n.op == "relu":
-            zero = 0
-        elif n is not None and n.op == "clip":
-            low, most = max(n.attrs["min"], -8.0), min(n.attrs["max"], 8.0)
-            scale = 0.99 * (most - low) / high - 1e-7 * i
-            zero = min(max(round(-low / scale), 0), high)
-        found[t] = ActivationCode(scale, zero, bits, 0, high)
-    return found
 
 
 # -- asking onnxruntime
@@ -229,10 +143,19 @@ def ask(
     method: str,
     batch: int,
     constants: Mapping[str, Any],
+    small: Graph | None = None,
 ) -> Template:
-    """The template of a concrete graph, by asking the runtime of this machine."""
-    model = dummy_model(graph, where, activations, constants).SerializeToString()
+    """The template of a concrete graph, by asking the runtime of this machine.
+
+    ``small``: the same network with fewer channels (`search.dummies`), which is asked about first. The graph
+    itself is, where the answer cannot be read.
+    """
     source = Source(graph, sizes, layer_of, batch, block_size(method))
+    if small is not None:
+        model = dummy_model(small, where, activations, constants).SerializeToString()
+        with contextlib.suppress(TemplateError):
+            return read_template(optimised(model, method), dataclasses.replace(source, graph=small), method)
+    model = dummy_model(graph, where, activations, constants).SerializeToString()
     return read_or_run(model, source, method)
 
 

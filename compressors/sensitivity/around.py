@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..apply import Network, batched, compress, folded_network, shrunk
 from ..graph import Graph, Structure
-from ..policy import ResolvedPolicy
+from ..policy import FLOAT, ResolvedPolicy
+from ..prefix import run_shared
 from ..simulate import answers
 from ..space import Choice, PolicySpace
 from .changes import Changes
@@ -138,7 +139,7 @@ class _Judge:
         """Divergence with one coordinate at a value, the others as in the reference."""
         point = self.at.copy()
         point[coordinate] = value
-        policy = self.space.resolve(self.space.at(point))
+        policy = _as_simulated(self.space.resolve(self.space.at(point)))
         if policy.digest not in self._known:
             self._known[policy.digest] = self._measured(policy)
         return self._known[policy.digest]
@@ -146,20 +147,35 @@ class _Judge:
     def _measured(self, policy: ResolvedPolicy) -> float:
         run = self._answers(policy)
         return (
-            sum(
-                divergence(self.outputs, before, run(chunk))
-                for before, chunk in zip(self.before, self.chunks, strict=True)
-            )
-            / self.total
+            sum(divergence(self.outputs, before, run(i)) for i, before in enumerate(self.before)) / self.total
         )
 
-    def _answers(self, policy: ResolvedPolicy) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def _answers(self, policy: ResolvedPolicy) -> Callable[[int], tuple[Tensor, ...]]:
+        """The policy's answers to a chunk, by its number."""
         weights = shrunk(self.few, policy)
-        if min([*policy.weight_bits.values(), *policy.act_bits.values()], default=FINE) >= FINE:
-            graph, folded = folded_network(self.few, policy, weights)
-            return lambda chunk: batched(graph, folded, chunk)
-        compressed = compress(self.few, policy, self.space.abilities.numerics, weights)
-        return lambda chunk: answers(compressed, chunk)
+        if not _is_float(policy):
+            compressed = compress(self.few, policy, self.space.abilities.numerics, weights)
+            return lambda i: answers(compressed, self.chunks[i])
+        graph, folded = folded_network(self.few, policy, weights)
+        if graph.fixed_batch is not None:
+            return lambda i: batched(graph, folded, self.chunks[i])
+        cache = self.few.prefixes
+        return lambda i: run_shared(graph, folded, self.chunks[i], cache, b"folded %d" % i)
+
+
+def _is_float(policy: ResolvedPolicy) -> bool:
+    return all(b == FLOAT for b in (*policy.weight_bits.values(), *policy.act_bits.values()))
+
+
+def _as_simulated(policy: ResolvedPolicy) -> ResolvedPolicy:
+    """In float where all bits are `FINE`: policies that differ in such bits alone are measured once."""
+    if any(b < FINE for b in (*policy.weight_bits.values(), *policy.act_bits.values())):
+        return policy
+    return replace(
+        policy,
+        weight_bits=dict.fromkeys(policy.weight_bits, FLOAT),
+        act_bits=dict.fromkeys(policy.act_bits, FLOAT),
+    )
 
 
 __all__ = ["losses_around"]
