@@ -6,7 +6,7 @@ Two problems: digits32 on a raspberry-pi-4 as `search` sets it up, and a toy of 
 brought back from a history of random feasible policies with a synthetic metric, then suggests, one by one,
 each answered. Own time is process time without what the problem does for it: prices, losses, steps of the
 relaxed network. The first suggestion after a return builds what an undisturbed agent has at hand: it is shown
-apart. Limits (issue 4): 10 ms of own time on average, 200 ms for gp and joint, and for hyper, which is joint
+apart. Limits: 10 ms of own time on average, 200 ms for gp and joint, and for hyper, which is joint
 with other starts, at a thousand outcomes.
 """
 
