@@ -285,7 +285,8 @@ def verified_text(check: Verification | None, what: str) -> str:
         f"{check.get('file', 'model.onnx')} in {check['runtime']}: same answers as {what} "
         f"on {check['agree']} of {check['samples']}"
     )
-    return f"{text} validation samples{'; ' + check['text'] if check.get('text') else ''}"
+    ties = f"; on {check['ties']} others two classes are as good as equal" if check.get("ties") else ""
+    return f"{text} validation samples{'; ' + check['text'] if check.get('text') else ''}{ties}"
 
 
 def sibling_text(other: Sibling) -> str:

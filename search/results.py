@@ -201,6 +201,7 @@ class Verification(TypedDict):
     runtime: str
     file: NotRequired[str]  # the model's
     text: NotRequired[str]
+    ties: NotRequired[int]  # samples of another class that was as good as equal
 
 
 class Event(TypedDict):

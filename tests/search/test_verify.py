@@ -146,6 +146,24 @@ def test_one_sample_or_a_thousandth_may_differ():
     assert one.facts() == {"passed": True, "agree": 358, "samples": 359, "runtime": "onnxruntime"}
 
 
+def test_of_quantised_networks_some_samples_may_be_decided_by_a_rounding():
+    expected = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float32)
+    winner = expected.argmax(1)
+    rows = np.arange(100)
+    expected[rows, winner] = 3.0
+    expected[rows, (winner + 1) % 10] = np.where(rows < 6, 2.99, 2.0)
+    for other, ties, passes in ((range(5), 5, True), (range(7), 6, False), (range(6, 8), 0, False)):
+        found = expected.copy()
+        at = list(other)
+        found[at, (winner[at] + 1) % 10] = 3.01
+        for quantised in (True, False):
+            result = _compared([expected], [found], quantised, 0)
+            assert result.passed == (passes and quantised)
+            if quantised:
+                assert (result.agree, result.ties) == (100 - len(at), ties)
+                assert result.facts().get("ties", 0) == ties
+
+
 def test_files_that_do_not_load(residual):
     network, x = residual
     with pytest.raises(VerificationError, match="does not load"):
