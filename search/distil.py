@@ -122,13 +122,18 @@ class Distiller:
     def tried_rate(self, stage: Stage, seconds: float, step_seconds: float) -> float:
         """The peak learning rate whose short cycle ends at the least loss on batches that none is trained on.
 
-        Takes ``seconds``, or the least steps there must be; the stage is left where the best cycle ended.
+        Takes ``seconds``, up to twice that where steps are slow: the lower rates alone are tried then. The
+        stage is left where the best cycle ended.
         """
-        steps = max(LEAST_STEPS, int(seconds / len(RATES) / max(step_seconds, 1e-6)))
+        step = max(step_seconds, 1e-6)
+        rates = RATES[: max(1, int(2 * seconds / (LEAST_STEPS * step)))]
+        if len(rates) == 1:
+            return rates[0]
+        steps = max(LEAST_STEPS, int(seconds / len(rates) / step))
         judges = [next(self._stream) for _ in range(COMPARED_ON)]
         start = stage.copied()
-        found, least, ended = RATES[0], math.inf, start
-        for rate in RATES:
+        found, least, ended = rates[0], math.inf, start
+        for rate in rates:
             stage.put(start)
             optimiser = self.optimiser(stage)
             if all(self.step(stage, optimiser, rate * one_cycle(k / steps)) for k in range(steps)):
