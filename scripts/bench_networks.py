@@ -35,7 +35,7 @@ from compressors.policy import ResolvedPolicy
 from hw_profiles.measure import measure_latency
 from search import engine
 from search.config import make_config
-from search.errors import TailorbirdError
+from search.errors import InputError, TailorbirdError
 from search.export_onnx import export_model
 from search.setup import Setup, load_setup
 
@@ -78,7 +78,16 @@ def plain_dynamic(base: bytes) -> bytes:
 def second_numbers(network: str) -> Callable[[bytes, Setup], dict[str, float]]:
     """What else is said of a network's answers, by network."""
     known = {"minilm": _probe, "efficientnet-lite0": _photos, "shapes-ssd": _pooled}
-    return known.get(network, lambda model, setup: {})
+    wanted = known.get(network, lambda model, setup: {})
+
+    def found(model: bytes, setup: Setup) -> dict[str, float]:
+        try:
+            return wanted(model, setup)
+        except InputError as problem:  # a package that is not there; a search is not lost for it
+            print(f"{network}: {problem}", file=sys.stderr)
+            return {}
+
+    return found
 
 
 def _outputs(model: bytes, inputs: Any) -> tuple[Any, ...]:
