@@ -78,11 +78,11 @@ def plain_dynamic(base: bytes) -> bytes:
 def second_numbers(network: str) -> Callable[[bytes, Setup], dict[str, float]]:
     """What else is said of a network's answers, by network."""
     known = {"minilm": _probe, "efficientnet-lite0": _photos, "shapes-ssd": _pooled}
-    wanted = known.get(network, lambda model, setup: {})
+    wanted = known.get(network)
 
     def found(model: bytes, setup: Setup) -> dict[str, float]:
         try:
-            return wanted(model, setup)
+            return {} if wanted is None else wanted(model, setup)
         except InputError as problem:  # a package that is not there; a search is not lost for it
             print(f"{network}: {problem}", file=sys.stderr)
             return {}
