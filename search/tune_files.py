@@ -161,7 +161,7 @@ class Remote(fs.FileSystemHandler):  # type: ignore[misc]
         return pyarrow.PythonFile(_Sent(self, path), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> Any:
-        raise NotImplementedError("nothing is appended to a checkpoint")
+        raise InputError("nothing is appended to a checkpoint.")
 
 
 class _Sent(io.BytesIO):
