@@ -85,12 +85,19 @@ def test_a_worker_that_dies_goes_on_from_its_checkpoint(scorer: Scorer, tmp_path
 
 
 def test_what_falls_behind_is_given_up(scorer: Scorer, tmp_path: Path) -> None:
-    plan = Plan(policies_of(scorer, 0.75, 0.5, 0.125), 6.0)
-    told: list[str] = []
-    found = recover_all(
-        scorer.task, scorer.network, scorer.numerics, plan, tmp_path / "place", workers=2, tell=told.append
-    )
-    assert any("trial 3/3 is behind the others" in t for t in told)
+    for seed in range(
+        3
+    ):  # ASHA compares with those before: who is always first is never behind
+        plan = Plan(policies_of(scorer, 0.75, 0.5, 0.125), 6.0, seed)
+        told: list[str] = []
+        found = recover_all(
+            scorer.task, scorer.network, scorer.numerics, plan, tmp_path / f"place{seed}", workers=2,
+            tell=told.append,
+        )  # fmt: skip
+        if any("trial 3/3 is behind the others" in t for t in told):
+            break
+    else:
+        pytest.fail("the hopeless one was never given up")
     assert found[0] is not None
     assert found[2] is not None
     assert found[2].steps < found[0].steps
