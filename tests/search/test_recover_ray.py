@@ -85,9 +85,7 @@ def test_a_worker_that_dies_goes_on_from_its_checkpoint(scorer: Scorer, tmp_path
 
 
 def test_what_falls_behind_is_given_up(scorer: Scorer, tmp_path: Path) -> None:
-    for seed in range(
-        3
-    ):  # ASHA compares with those before: who is always first is never behind
+    for seed in range(3):  # ASHA compares with those before: who is always first is never behind
         plan = Plan(policies_of(scorer, 0.75, 0.5, 0.125), 6.0, seed)
         told: list[str] = []
         found = recover_all(
