@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw_profiles.devices import agent
-from hw_profiles.devices.agent import Runner, interleave, made_up_inputs, session_options
+from hw_profiles.devices.agent import Runner, counted, interleave, made_up_inputs, session_options
 from hw_profiles.devices.contract import STABLE_WITHIN, Sample
 from hw_profiles.errors import MeasurementError
 
@@ -94,9 +94,8 @@ def _load(model: bytes | Path, inputs: Inputs | None, threads: int) -> Runner:
 
 
 def _judge(runner: Runner, threads: int, peak: int | None) -> Measurement:
-    wall = np.array(runner.wall) * 1e3
-    cpu = np.array(runner.cpu) * 1e3
-    judged, clock = (cpu, "CPU") if threads == 1 else (wall, "wall")
+    cpu, wall = (np.array(seconds) * 1e3 for seconds in counted(runner.cpu, runner.wall))
+    judged, clock = (cpu, "CPU") if threads == 1 and len(cpu) else (wall, "wall")
     limit = STABLE_WITHIN[clock.lower()]
     half = len(judged) // 2
     first, second = float(judged[:half].min(initial=np.inf)), float(judged[half:].min())
@@ -108,8 +107,8 @@ def _judge(runner: Runner, threads: int, peak: int | None) -> Measurement:
     return Measurement(
         threads=threads,
         runs=len(wall),
-        cpu_min_ms=float(cpu.min()) if threads == 1 else None,
-        cpu_median_ms=float(np.median(cpu)) if threads == 1 else None,
+        cpu_min_ms=float(cpu.min()) if clock == "CPU" else None,
+        cpu_median_ms=float(np.median(cpu)) if clock == "CPU" else None,
         wall_min_ms=float(wall.min()),
         wall_p50_ms=float(np.median(wall)),
         wall_p95_ms=float(np.quantile(wall, 0.95)),

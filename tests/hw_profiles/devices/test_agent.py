@@ -180,6 +180,13 @@ def _post(url: str, body: bytes, token: str = TOKEN, **headers: str) -> tuple[in
         line.close()
 
 
+def test_runs_in_which_a_clock_stood_still_are_not_counted() -> None:
+    cpu, wall = [1e-5] * 500, [2e-5] * 500
+    assert agent.counted(cpu, wall) == (cpu, wall)
+    assert agent.counted([0.0, *cpu], [3e-5, *wall]) == (cpu, wall)
+    assert agent.counted([0.0] * 10 + cpu, [3e-5] * 10 + wall) == ([], [3e-5] * 10 + wall)
+
+
 def test_the_server_refuses_before_it_reads() -> None:
     body = io.BytesIO()
     write_frame(body, {"do": "facts"})
