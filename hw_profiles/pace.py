@@ -2,14 +2,13 @@
 
 Heat, or other work on a shared machine, slows a device for minutes; the threads of a virtual machine share
 one core at times and have two at others. Halves of one sample then agree, and both are wrong. One network,
-the anchor, is measured along with every batch, round by round: of a sample in wall time those rounds count
-in which the anchor was about as fast as ever. Where it was slow in all of them, what came is called unstable;
-where it turns out faster than before, what was measured until then is to be measured again.
+the anchor, is measured along with every batch. Where it was slow all the time, what came is called unstable;
+where it turns out faster than before, what was measured until then is to be measured again. Shorter phases
+the anchor cannot tell, which has its turns and a network its own: of two batches the faster counts (`Visits`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hw_profiles.devices.contract import Sample, Work
@@ -31,7 +30,6 @@ class Pace:
     now: float | None = None
     best: float | None = None
     _clock: str = "wall"
-    _rounds: tuple[float, ...] = ()
     _at: dict[str, float] = field(default_factory=dict)
 
     def works(self) -> list[Work]:
@@ -40,27 +38,14 @@ class Pace:
 
     def begin(self) -> None:
         """A batch is about to be measured: the anchor's time in it is not known yet."""
-        self.now, self._rounds = None, ()
+        self.now = None
 
     def tell(self, sample: Sample) -> None:
         """The anchor's sample of this batch; one of processor time that is unsteady says nothing."""
         if sample.error or self.work is None or not (sample.clock == "wall" or sample.verdict()[0]):
             return
         self.now, self._clock = sample.best, sample.clock
-        self._rounds = tuple(min(runs) for runs in _rounds(sample.runs, self.work.rounds))
         self.best = self.now if self.best is None else min(self.best, self.now)
-
-    def calm(self, sample: Sample, rounds: int) -> Sample:
-        """A sample of this batch with the runs that count: all of them where the anchor tells nothing.
-
-        A round counts if the anchor, which is first in each, was fast in it and in the next one.
-        """
-        parts = _rounds(sample.wall, rounds)
-        if sample.clock != "wall" or not parts or len(parts) != len(self._rounds):
-            return sample
-        fast = [not self._apart(time) for time in self._rounds]
-        kept = [runs for k, runs in enumerate(parts) if all(fast[k : k + 2])]
-        return replace(sample, wall=tuple(t for runs in kept for t in runs)) if kept else sample
 
     def slow(self) -> str:
         """Why what is measured now does not count, "" where it does."""
@@ -87,10 +72,31 @@ class Pace:
         return self.best is not None and time > self.best * (1.0 + WITHIN[self._clock])
 
 
-def _rounds(runs: Sequence[float], rounds: int) -> list[Sequence[float]]:
-    """Runs in order, by the round they belong to; none where they do not divide into so many."""
-    each = len(runs) // rounds
-    return [runs[k * each : (k + 1) * each] for k in range(rounds)] if each * rounds == len(runs) > 0 else []
+@dataclass
+class Visits:
+    """A work's samples in wall time, one of each batch that measured it.
+
+    The threads of a virtual machine change between one core and two within milliseconds; runs on one take 1.6
+    to 1.8 times as long, and all of a batch can be such. No run is faster than the network is: a time counts
+    when two batches have seen it.
+    """
+
+    seen: list[Sample] = field(default_factory=list)
+
+    def tell(self, sample: Sample) -> None:
+        """Another batch's sample."""
+        self.seen = sorted([*self.seen, sample], key=lambda one: one.best)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether two batches have seen the least time."""
+        return len(self.seen) > 1 and self.seen[1].best <= self.seen[0].best * (1.0 + WITHIN["wall"])
+
+    @property
+    def sample(self) -> Sample:
+        """The two fastest together, under the record of the fastest."""
+        first, *others = self.seen
+        return replace(first, wall=tuple(t for one in (first, *others[:1]) for t in one.wall))
 
 
-__all__ = ["ANCHOR", "WITHIN", "Pace"]
+__all__ = ["ANCHOR", "WITHIN", "Pace", "Visits"]

@@ -138,12 +138,17 @@ class NetworkRow(_Addressed):
 
     @property
     def sigma(self) -> float:
-        """Relative standard deviation of `best`: that of the minima of four blocks of runs, with a floor."""
+        """Relative standard deviation of `best`: that of the minima of four blocks of runs, with a floor.
+
+        In wall time the two least of them count: the others may come of a slow phase.
+        """
         floor = _REPEAT_SIGMA[self.clock] if self.stable else STABLE_WITHIN[self.clock]
         size = len(self.runs) // _BLOCKS
         if not size:
             return max(floor, STABLE_WITHIN[self.clock])
         minima = [math.log(min(self.runs[i * size : (i + 1) * size])) for i in range(_BLOCKS)]
+        if self.clock == "wall":
+            minima = sorted(minima)[:2]
         return max(floor, statistics.stdev(minima))
 
     def batch(self) -> KernelBatch:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from hw_profiles.devices.contract import Condition, Device, DeviceFacts, Sample, Work
 from hw_profiles.errors import DeviceError, StoreError
-from hw_profiles.pace import ANCHOR, Pace
+from hw_profiles.pace import ANCHOR, Pace, Visits
 from hw_profiles.profile_rows import row_of
 from hw_profiles.profiles import ProfileStore
 
@@ -23,6 +23,8 @@ PAUSES = (1.0, 5.0, 15.0)
 COOL_SECONDS = 20.0
 #: Seconds that a device which became slower is given to be as fast as it was; looked at after every pause.
 SLOW_SECONDS, SLOW_PAUSE = 60.0, 1.0
+#: Batches that measure a wall time at most, until two agree; two at least.
+MOST_VISITS = 4
 #: Works that are kept at hand, to be measured again should the device turn out to have been slow.
 LATEST = 256
 
@@ -73,6 +75,7 @@ def profile(
 ) -> ProfilingReport:
     """Measure, interleaved in batches, the works that the store does not hold for this device.
 
+    A wall time counts when two batches agree on it (`pace.Visits`); what the first one saw is stored meanwhile.
     A work is held if its file was measured, or failed, with the same threads by the same runtime version and
     clock. `works` may be lazy: the next batch is drawn when the one before is stored, so a planner can look
     at the store in between. An unstable sample is repeated up to `repeats` times, then kept with its verdict
@@ -134,6 +137,7 @@ class _Profiling:
         self.latest: dict[str, Work] = {}
         self.again: dict[str, Work] = {}
         self.tries: dict[str, tuple[Work, list[tuple[Sample, str]]]] = {}
+        self.visits: dict[str, Visits] = {}
         longest = 0.0
         for together in self._batches(iter(works)):
             begun = time.monotonic()
@@ -245,9 +249,11 @@ class _Profiling:
         What is unsteady by itself is repeated at once; what came while the device was slow, with the batches
         that follow.
         """
-        sample = self.pace.calm(sample, work.rounds)
         stable, why = sample.verdict()
-        slow = self.pace.slow() if stable else ""
+        in_wall = sample.clock == "wall" and not sample.error
+        slow = self.pace.slow() if stable or in_wall else ""
+        if in_wall and not slow and not sample.disturbed:
+            return self._visited(sample, work)
         if sample.error or (stable and not slow):
             self._keep(sample, work)
             return True
@@ -257,6 +263,26 @@ class _Profiling:
             (self.again.update if slow else unsteady.update)({sample.key: work})
             return bool(slow)
         self._give_up(sample.key)
+        return True
+
+    def _visited(self, sample: Sample, work: Work) -> bool:
+        """Store what a work's batches have seen so far; True, since only a batch that follows can say more."""
+        key = sample.key
+        visits = self.visits.setdefault(key, Visits())
+        visits.tell(sample)
+        over = visits.agreed or len(visits.seen) == MOST_VISITS
+        if over:
+            del self.visits[key]
+        else:
+            self.again[key] = work
+        best = visits.sample if over else visits.seen[0]
+        stable, why = best.verdict()
+        if stable:
+            self._keep(best, work)
+        else:
+            self.tries[key] = work, [(best, why)]
+            if over:
+                self._give_up(key)
         return True
 
     def _give_up(self, key: str) -> None:

@@ -143,12 +143,19 @@ class Sample:
                 False,
                 f"unstable, because halves of {len(self.runs)} runs are {apart:.1%} apart ({limit:.1%})",
             )
+        if self.disturbed:
+            return False, self.disturbed
+        return True, f"halves of {len(self.runs)} runs {apart:.1%} apart"
+
+    @property
+    def disturbed(self) -> str:
+        """What the device itself says against the sample, "" for nothing."""
         if self.before.throttled or self.after.throttled:
-            return False, "unstable, because the device throttled"
+            return "unstable, because the device throttled"
         clocks = (self.before.clock_ghz, self.after.clock_ghz)
         if clocks[0] and clocks[1] and abs(clocks[0] - clocks[1]) > 0.05 * clocks[0]:
-            return False, f"unstable, because the clock went from {clocks[0]:.2f} to {clocks[1]:.2f} GHz"
-        return True, f"halves of {len(self.runs)} runs {apart:.1%} apart"
+            return f"unstable, because the clock went from {clocks[0]:.2f} to {clocks[1]:.2f} GHz"
+        return ""
 
 
 class Device(ABC):
