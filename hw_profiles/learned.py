@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 from hw_profiles.conformal import Calibration, calibrate
 from hw_profiles.costs import CostModel, Costs, cost_model, cpu
+from hw_profiles.costs.threads import longest_part
 from hw_profiles.errors import UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
 from hw_profiles.local import VECTOR_FACTORS, slower
 from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
-from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual
+from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual, touched_bytes
 from hw_profiles.target import Target, load_target
+from hw_profiles.threaded import SHAPE_SIGMA as THREADED_SIGMA
+from hw_profiles.threaded import Single, after_divided, fit_numbers, fixed_us, kernel_us
 
 #: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
 LEAST_TO_CALIBRATE = 12
@@ -61,7 +64,11 @@ class Observation:
 @dataclass(frozen=True, eq=False)
 class Learned:
     """What was learned of a target from a profile. `networks` and `kernels` were measured; `error` is the
-    median relative error of networks left out of the fit (NaN where too few to leave any out)."""
+    median relative error of networks left out of the fit (NaN where too few to leave any out).
+
+    Several threads may rest on what one thread was measured to take, `single`: `numbers` say what becomes of
+    it (`hw_profiles.threaded`), and the residual is on that.
+    """
 
     target: Target
     threads: int
@@ -71,6 +78,8 @@ class Learned:
     kernels: int
     error: float
     origin: Mapping[str, str] = field(default_factory=dict)
+    single: Learned | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
     _model: CostModel = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +87,7 @@ class Learned:
 
     def price(self, batch: KernelBatch) -> tuple[Costs, Array]:
         """(costs with the residual in them, (P,) difficulty: expected log spread of each network)."""
-        costs = self._model.price(batch, self.threads)
+        costs = self._before(batch)
         cold = cpu.cold_shares(batch, *cache_bytes(self.target))
         factor, sigma, scatter, numbers = self.residual(
             batch, cold, cache_bytes(self.target)[0], self.threads
@@ -90,6 +99,22 @@ class Learned:
         kernel = busy + learned.overhead_us
         return learned, spread(kernel, network, sigma, scatter, numbers)
 
+    def _before(self, batch: KernelBatch) -> Costs:
+        """Costs without the residual."""
+        if self.single is None:
+            return self._model.price(batch, self.threads)
+        costs, _ = self.single.price(batch)
+        part = longest_part(batch, self.threads)
+        alone = Single(
+            costs.busy_us + costs.overhead_us, part, after_divided(part), costs.classes, costs.network_us
+        )
+        return replace(
+            costs,
+            busy_us=kernel_us(self.numbers, alone),
+            overhead_us=np.zeros(batch.shape[1]),
+            network_us=fixed_us(self.numbers, alone),
+        )
+
     @property
     def backing(self) -> str:
         """What a prediction rests on, one line."""
@@ -99,6 +124,8 @@ class Learned:
         what += f" on {self.origin['date']}" if self.origin.get("date") else ""
         what += f" with {self.origin['runtime']}" if self.origin.get("runtime") else ""
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}"
+        if self.single is not None:
+            threads += f", and {self.single.networks} with one"
         known = f", held-out median error {self.error:.1%}" if np.isfinite(self.error) else ""
         return what + threads + known
 
@@ -126,8 +153,12 @@ def learn(
     origin: Mapping[str, str] | None = None,
     *,
     calibrated: bool = True,
+    single: Learned | None = None,
 ) -> Learned:
     """Fit everything to measured networks; none give the target as it is. Deterministic by seed.
+
+    `single`: what was learned of one thread. Several threads then rest on it, and whole networks alone tell
+    of them: under the profiler several threads take times of their own.
 
     Without `calibrated` nothing is left out (six times faster) and intervals stay the prior's: for planning.
 
@@ -142,20 +173,18 @@ def learn(
     target = loops
     flat = flatten([(m.batch, m.ms, m.sigma) for m in measured], [m.kernel_us for m in measured], target)
     flat = _scaled(flat, target)
-    fitted, residual = _fit(flat, target, threads, seed)
-    errors, levels = _left_out(flat, target, threads, seed) if calibrated else (np.zeros(0), np.zeros(0))
+    single = single if threads > 1 and single is not None and single.networks else None
+    model = _fit(flat, target, threads, seed, single)
+    errors, levels = (
+        _left_out(flat, target, threads, seed, single) if calibrated else (np.zeros(0), np.zeros(0))
+    )
     calibration = calibrate(errors, levels, target.cost.interval)
     error = float(np.median(np.abs(np.expm1(errors)))) if len(errors) else float("nan")
-    return Learned(
-        fitted,
-        threads,
-        residual,
-        calibration,
-        len(flat),
-        int(np.isfinite(flat.kernel_us).sum()),
-        error,
-        dict(origin or {}),
-    )
+    kernels = int(np.isfinite(flat.kernel_us).sum()) if single is None else 0
+    return replace(
+        model, calibration=calibration, networks=len(flat), kernels=kernels, error=error,
+        origin=dict(origin or {}),
+    )  # fmt: skip
 
 
 def loops_of(target: Target) -> Target:
@@ -202,7 +231,45 @@ def _audible(flat: Flat, price_us: Array, threads: int) -> Flat:
     return replace(flat, kernel_us=np.where(price_us >= least, flat.kernel_us, np.nan))
 
 
-def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, Residual]:
+def _fit(flat: Flat, target: Target, threads: int, seed: int, single: Learned | None = None) -> Learned:
+    """What a profile teaches, without calibration."""
+    unknown = Calibration.of_prior(target.cost.interval)
+    if single is not None:
+        numbers, residual = _fit_threaded(flat, threads, seed, single)
+        return Learned(
+            single.target, threads, residual, unknown, 0, 0, float("nan"), single=single, numbers=numbers
+        )
+    fitted, residual = _fit_alone(flat, target, threads, seed)
+    return Learned(fitted, threads, residual, unknown, 0, 0, float("nan"))
+
+
+def _fit_threaded(flat: Flat, threads: int, seed: int, single: Learned) -> tuple[dict[str, float], Residual]:
+    """(numbers, residual) of several threads, from whole networks."""
+    priced = [single.price(flat.network(n))[0] for n in range(len(flat))]
+    part = longest_part(flat.batch, threads)
+    alone = Single(
+        np.concatenate([(c.busy_us + c.overhead_us)[0] for c in priced])[None],
+        part,
+        flat.after_divided(part),
+        np.concatenate([c.classes for c in priced]),
+        priced[0].network_us,
+    )
+    numbers = fit_numbers(flat.owner, flat.network_us, alone)
+    seen = Observed(
+        np.maximum(kernel_us(numbers, alone)[0], _LEAST_US), max(fixed_us(numbers, alone), _LEAST_US),
+        flat.owner, np.full(len(flat.owner), np.nan), flat.network_us, flat.sigma,
+    )  # fmt: skip
+    names, found = cells_of(flat.batch, flat.cold, threads)
+    x = _shapes(flat, cache_bytes(single.target)[0])
+    return numbers, fit_residual(names, found[0], x, seen, seed, THREADED_SIGMA)
+
+
+def _shapes(flat: Flat, core_bytes: float) -> NDArray[np.float32]:
+    touched = flat.sums(touched_bytes(flat.batch)[0])[flat.owner][None]
+    return np.asarray(features(flat.batch, flat.cold[0], core_bytes, touched)[0])
+
+
+def _fit_alone(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, Residual]:
     counts = design(flat, target, threads)
     first = counts.nanoseconds(nearest(counts.entries, target)) * 1e-3
     common = float(np.median(flat.network_us / flat.sums(np.maximum(first, _LEAST_US))))
@@ -215,11 +282,13 @@ def _fit(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Target, R
         np.maximum(price * 1e-3, _LEAST_US), max(constants[NETWORK] * 1e-3, _LEAST_US),
         flat.owner, flat.kernel_us, flat.network_us, flat.sigma,
     )  # fmt: skip
-    x = features(flat.batch, flat.cold[0], cache_bytes(target)[0])[0]
+    x = _shapes(flat, cache_bytes(target)[0])
     return fitted, fit_residual(names, numbers[0], x, seen, seed)
 
 
-def _left_out(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Array, Array]:
+def _left_out(
+    flat: Flat, target: Target, threads: int, seed: int, single: Learned | None = None
+) -> tuple[Array, Array]:
     """(log errors, difficulty) of networks left out of the fit in turn, (N,) each."""
     count = len(flat)
     if count < LEAST_TO_CALIBRATE:
@@ -227,10 +296,7 @@ def _left_out(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Arra
     fold = np.random.default_rng(seed).permutation(count) % FOLDS
     errors, levels = np.zeros(count), np.zeros(count)
     for i in range(FOLDS):
-        fitted, residual = _fit(flat.take(np.flatnonzero(fold != i)), target, threads, seed)
-        model = Learned(
-            fitted, threads, residual, Calibration.of_prior(target.cost.interval), 0, 0, float("nan")
-        )
+        model = _fit(flat.take(np.flatnonzero(fold != i)), target, threads, seed, single)
         for n in np.flatnonzero(fold == i):
             costs, level = model.price(flat.network(int(n)))
             total = float(np.sum(costs.busy_us + costs.overhead_us)) + costs.network_us

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hw_profiles.profiles import Profile
 
 #: Raised with every change to what is learned or how it is kept.
-VERSION = 3
+VERSION = 4
 _ARRAYS = ("points", "whiten", "weights", "root")
 
 
@@ -35,17 +35,19 @@ def learned_of(
     facts: DeviceFacts | None = None,
     seed: int = 0,
     beside: Path | None = None,
+    single: tuple[Profile, Path] | None = None,
 ) -> Learned | None:
     """What a profile teaches of a target; None where it is empty. See `Predictor.profiled`."""
     _check(profile, target, threads, facts)
     rows = observations(profile)
     if not rows:
         return None
-    key = _key(profile, target, threads, seed)
+    alone = None if single is None else learned_of(single[0], target, 1, facts, seed, single[1])
+    key = _key(profile, target, threads, seed) + (single[0].digest if alone and single else "")
     path = None if beside is None else beside.with_name(f"{beside.name}.learned.npz")
-    if path is not None and (found := load(path, loops_of(target), key)) is not None:
+    if path is not None and (found := load(path, loops_of(target), key, alone)) is not None:
         return found
-    learned = learn(rows, target, threads, seed, _origin(profile))
+    learned = learn(rows, target, threads, seed, _origin(profile), single=alone)
     if path is not None:
         save(learned, path, key)
     return learned
@@ -112,6 +114,8 @@ def save(learned: Learned, path: Path, key: str = "") -> None:
         "threads": learned.threads,
         "constants": constants,
         "fixed": learned.residual.fixed,
+        "shape_sigma": learned.residual.shape_sigma,
+        "numbers": dict(learned.numbers),
         "calibration": asdict(learned.calibration),
         "networks": learned.networks,
         "kernels": learned.kernels,
@@ -128,8 +132,11 @@ def save(learned: Learned, path: Path, key: str = "") -> None:
     os.replace(file.name, path)
 
 
-def load(path: Path, target: Target, key: str = "") -> Learned | None:
-    """What `save` wrote; None where there is no such file, or one of another profile, target or version."""
+def load(path: Path, target: Target, key: str = "", single: Learned | None = None) -> Learned | None:
+    """What `save` wrote; None where there is no such file, or one of another profile, target or version.
+
+    `single`: what it rested on, which is kept in a file of its own.
+    """
     if not path.exists():
         return None
     try:
@@ -145,25 +152,29 @@ def load(path: Path, target: Target, key: str = "") -> Learned | None:
                 )
                 for i, cell in enumerate(head["cells"])
             }
-            found = _of(target, head, cells)
+            if bool(head["numbers"]) != (single is not None):
+                return None
+            found = _of(target, head, cells, single)
     except Exception:  # a parser of whatever a damaged file holds: it is learned again
         return None
     return found
 
 
-def _of(target: Target, head: dict[str, Any], cells: dict[str, Cell]) -> Learned:
+def _of(target: Target, head: dict[str, Any], cells: dict[str, Cell], single: Learned | None) -> Learned:
     values = {(table, name): v for table, entries in head["constants"].items() for name, v in entries.items()}
     stored = dict(head["calibration"])
     stored["quantiles"] = tuple(stored["quantiles"])
     return Learned(
         with_constants(target, values, f"refitted to {head['networks']} networks measured on the device"),
         head["threads"],
-        Residual(cells, head["fixed"]),
+        Residual(cells, head["fixed"], head["shape_sigma"]),
         Calibration(**stored),
         head["networks"],
         head["kernels"],
         float("nan") if head["error"] is None else head["error"],
         head["origin"],
+        single,
+        head["numbers"],
     )
 
 

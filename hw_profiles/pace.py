@@ -3,15 +3,15 @@
 Heat, or other work on a shared machine, slows a device for minutes; the threads of a virtual machine share
 one core at times and have two at others. Halves of one sample then agree, and both are wrong. One network,
 the anchor, is measured along with every batch. Where it was slow all the time, what came is called unstable;
-where it turns out faster than before, what was measured until then is to be measured again. Shorter phases
-the anchor cannot tell, which has its turns and a network its own: of two batches the faster counts (`Visits`).
+where it turns out faster than before, what was measured until then is to be measured again. Of shorter phases
+the anchor cannot tell, since it has its turns and a network its own: two batches are to agree (`Visits`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hw_profiles.devices.contract import Sample, Work
+from hw_profiles.devices.contract import KernelRecord, Sample, Work
 
 #: The anchor's key among the works of a batch.
 ANCHOR = "anchor"
@@ -94,9 +94,15 @@ class Visits:
 
     @property
     def sample(self) -> Sample:
-        """The two fastest together, under the record of the fastest."""
+        """The two fastest together, with the kernels of all that ran the same graph."""
         first, *others = self.seen
-        return replace(first, wall=tuple(t for one in (first, *others[:1]) for t in one.wall))
+        records = [one.record for one in self.seen if one.record is not None]
+        same = [r for r in records if r.optimised == records[0].optimised]
+        record = first.record
+        if same:
+            events = tuple(event for r in same for event in r.events)
+            record = KernelRecord(same[0].optimised, events, sum(r.runs for r in same))
+        return replace(first, wall=tuple(t for one in (first, *others[:1]) for t in one.wall), record=record)
 
 
 __all__ = ["ANCHOR", "WITHIN", "Pace", "Visits"]

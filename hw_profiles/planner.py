@@ -38,7 +38,7 @@ GROWTH = 1.25
 #: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %. Wall time of
 #: several threads has fast and slow spells of many runs; rounds that are far apart meet a fast one.
 RUNS, ROUNDS = 40, 4
-WALL_RUNS, WALL_ROUNDS = 96, 8
+WALL_RUNS, WALL_ROUNDS = 80, 5
 #: Squared distance (in units of `residual.FEATURES`) below which two kernels of interest count as one.
 _ALIKE = 0.01
 
@@ -53,7 +53,8 @@ class Planner:
     """Yields works without end, in batches of `batch`; whoever profiles ends it by a budget.
 
     `measured` tells what is known by now; `interest` are kernels of policies that matter, any number of
-    batches with any number of policies. Deterministic by seed and by what `measured` tells.
+    batches with any number of policies; `single`: what was learned of one thread, where there are several.
+    Deterministic by seed and by what `measured` tells.
     """
 
     target: Target
@@ -62,6 +63,7 @@ class Planner:
     measured: Callable[[], Sequence[Observation]] = tuple
     batch: int = 16
     seed: int = 0
+    single: Learned | None = None
     asked: set[str] = field(default_factory=set, init=False)
     drawn: int = field(default=0, init=False)
 
@@ -71,7 +73,9 @@ class Planner:
         while True:
             known = list(self.measured()) if self.drawn >= FIRST or self.interest else []
             if len(known) > GROWTH * fitted:
-                model = learn(known, self.target, self.threads, self.seed, calibrated=False)
+                model = learn(
+                    known, self.target, self.threads, self.seed, calibrated=False, single=self.single
+                )
                 fitted = len(known)
             yield from self.next_batch(model)
 

@@ -95,19 +95,24 @@ class Predictor:
         return math.exp(NormalDist().inv_cdf(risk) * self._log_sigma())
 
     def profiled(
-        self, profile: Profile, facts: DeviceFacts | None = None, seed: int = 0, beside: Path | None = None
+        self,
+        profile: Profile,
+        facts: DeviceFacts | None = None,
+        seed: int = 0,
+        beside: Path | None = None,
+        single: tuple[Profile, Path] | None = None,
     ) -> Predictor:
         """A predictor that rests on what was measured on the device: kernels and networks of a profile.
 
         Given `facts`, a profile that no longer speaks for the device is refused (BadProfileError, exit 3), as
         is one with another number of threads or runtime version. `beside`: the profile's file; what
-        was learned is kept next to it and taken up again as long as neither changes. Empty: the predictor
-        itself.
+        was learned is kept next to it and taken up again as long as neither changes. `single`: the device's
+        profile with one thread and its file, on which several threads then rest. Empty: the predictor itself.
         """
         from hw_profiles.learned_store import learned_of
 
         threads = self.threads or self.target.default_threads
-        found = learned_of(profile, self.target, threads, facts, seed, beside)
+        found = learned_of(profile, self.target, threads, facts, seed, beside, single)
         return self if found is None else replace(self, learned=found, correction=Correction())
 
     def corrected(self, measurements: Sequence[tuple[KernelBatch, float]]) -> Predictor:

@@ -75,7 +75,7 @@ def profile(
 ) -> ProfilingReport:
     """Measure, interleaved in batches, the works that the store does not hold for this device.
 
-    A wall time counts when two batches agree on it (`pace.Visits`); what the first one saw is stored meanwhile.
+    A wall time counts when two batches agree on it (`pace.Visits`); what the first saw is stored meanwhile.
     A work is held if its file was measured, or failed, with the same threads by the same runtime version and
     clock. `works` may be lazy: the next batch is drawn when the one before is stored, so a planner can look
     at the store in between. An unstable sample is repeated up to `repeats` times, then kept with its verdict
@@ -266,7 +266,7 @@ class _Profiling:
         return True
 
     def _visited(self, sample: Sample, work: Work) -> bool:
-        """Store what a work's batches have seen so far; True, since only a batch that follows can say more."""
+        """Store what a work's batches have seen so far; True, since only a later batch can say more."""
         key = sample.key
         visits = self.visits.setdefault(key, Visits())
         visits.tell(sample)

@@ -21,6 +21,7 @@ from hw_profiles.costs.base import CLASSES, Shapes
 from hw_profiles.costs.threads import longest_part
 from hw_profiles.kernel import COLUMNS, Array, KernelBatch, activation_width
 from hw_profiles.target import Constant, Target
+from hw_profiles.threaded import after_divided
 
 Key = tuple[str, str]
 
@@ -63,6 +64,12 @@ class Flat:
     def sums(self, values: Array) -> Array:
         """(N,) sums over each network's kernels of values (n,)."""
         return np.asarray(np.bincount(self.owner, weights=values, minlength=len(self)), dtype=np.float64)
+
+    def after_divided(self, part: Array) -> Array:
+        """(1, n) as of `threaded.after_divided`: no network's first kernel comes after another's last."""
+        found = after_divided(part)
+        found[0, np.searchsorted(self.owner, np.arange(len(self)))] = 0.0
+        return found
 
     def network(self, n: int) -> KernelBatch:
         """The kernels of network n, (1, K)."""

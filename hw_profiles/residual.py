@@ -26,10 +26,10 @@ FEATURES: Mapping[str, float] = {
     "cin": 6.0, "cout": 6.0, "pixels": 6.0, "out_w": 6.0, "window": 4.0, "kernel_w": 4.0, "stride": 3.0,
     "groups": 8.0, "read": 8.0, "written": 8.0, "ragged_cout": 2.0, "odd_cout": 2.0, "ragged_cin": 2.0,
     "odd_cin": 2.0, "cold": 2.0, "relu": 3.0, "clip": 3.0, "add": 3.0, "ragged_row": 2.0,
-    "padded": 2.0, "spilled": 1.4,
+    "padded": 2.0, "spilled": 1.4, "touched": 16.0,
 }  # fmt: skip
 #: Features of kernels without multiply-accumulates: how channels are laid out matters little to them.
-_SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row", "spilled"})
+_SIMPLE = frozenset({"read", "written", "window", "stride", "cold", "ragged_row", "spilled", "touched"})
 #: Prior standard deviations of log(time / price): a kind's offset, its function of the shapes.
 OFFSET_SIGMA, SHAPE_SIGMA = 0.3, 0.25
 #: Inducing points of a kind at most; one for every six kernels measured.
@@ -45,11 +45,20 @@ _LEAST_US = 0.05
 Float32 = NDArray[np.float32]
 
 
-def features(batch: KernelBatch, cold: Array, core_bytes: float) -> Float32:
-    """(P, K, F) shapes in units of FEATURES; `cold` (the weights' share) broadcasts to (P, K).
+def touched_bytes(batch: KernelBatch) -> Array:
+    """(P, K) bytes that every kernel reads and writes: weights and activations."""
+    return np.asarray(batch.in_bytes() + batch.out_bytes() + batch.weight_bytes())
 
-    Activations that exceed a core's cache are read and written farther away: `spilled`.
+
+def features(batch: KernelBatch, cold: Array, core_bytes: float, touched: Array | None = None) -> Float32:
+    """(P, K, F) shapes in units of FEATURES; `cold` (the weights' share) broadcasts to (P, K), as does
+    `touched`, the bytes that a kernel's whole network reads and writes in a run (of the batch's by default).
+
+    Activations that exceed a core's cache are read and written farther away: `spilled`. In a network that
+    touches little, every kernel is a little faster: data, code and branch histories stay close.
     """
+    if touched is None:
+        touched = touched_bytes(batch).sum(axis=1, keepdims=True)
     c, shape = batch.columns, batch.shape
     grouped = np.where(c["groups"] > 1.0, c["groups"], 1.0)
     cin, cout = c["cin"] / grouped, c["cout"]
@@ -61,6 +70,7 @@ def features(batch: KernelBatch, cold: Array, core_bytes: float) -> Float32:
         "read": _log(c["in_elements"]), "written": _log(c["out_elements"]),
         "ragged_cout": np.mod(-cout, 16.0) / 16.0, "odd_cout": np.mod(cout, 4.0) != 0.0,
         "ragged_cin": np.mod(-cin, 16.0) / 16.0, "odd_cin": np.mod(cin, 4.0) != 0.0, "cold": cold, **flags,
+        "touched": _log(np.broadcast_to(touched, shape)),
     }  # fmt: skip
     border = (c["out_h"] - 1.0) * c["stride_h"] + c["kernel_h"] - c["in_h"]
     columns["padded"] = border / np.maximum(c["kernel_h"] - 1.0, 1.0)
@@ -171,10 +181,12 @@ def _kernel(x: Float32, z: Float32) -> Float32:
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """The learned functions by kind; `fixed` is the log factor on a network's fixed cost."""
+    """The learned functions by kind; `fixed` is the log factor on a network's fixed cost; `shape_sigma` the
+    functions' prior standard deviation."""
 
     cells: Mapping[str, Cell] = field(default_factory=dict)
     fixed: float = 0.0
+    shape_sigma: float = SHAPE_SIGMA
 
     def __call__(
         self, batch: KernelBatch, cold: tuple[Array, Array], core_bytes: float, threads: int = 1
@@ -182,8 +194,8 @@ class Residual:
         """(P, K) each: log factor on the price, its standard deviation, scatter, and the kind's number."""
         names, numbers = cells_of(batch, cold, threads)
         x = features(batch, np.broadcast_to(cold[0], batch.shape), core_bytes)
-        factor, sigma = np.zeros(batch.shape), np.full(batch.shape, np.hypot(OFFSET_SIGMA, SHAPE_SIGMA))
-        scatter = np.full(batch.shape, SHAPE_SIGMA)
+        factor, sigma = np.zeros(batch.shape), np.full(batch.shape, np.hypot(OFFSET_SIGMA, self.shape_sigma))
+        scatter = np.full(batch.shape, self.shape_sigma)
         for i, name in enumerate(names):
             if name not in self.cells:
                 continue
@@ -192,8 +204,8 @@ class Residual:
             factor[where] = basis @ cell.weights.astype(np.float32)
             spread = basis @ cell.root
             # What the inducing points do not span stays at the prior.
-            left = np.maximum(0.0, 1.0 - ((basis[:, 1:] / SHAPE_SIGMA) ** 2).sum(axis=1))
-            sigma[where] = np.sqrt((spread * spread).sum(axis=1) + SHAPE_SIGMA**2 * left)
+            left = np.maximum(0.0, 1.0 - ((basis[:, 1:] / self.shape_sigma) ** 2).sum(axis=1))
+            sigma[where] = np.sqrt((spread * spread).sum(axis=1) + self.shape_sigma**2 * left)
             scatter[where] = cell.nugget
         return factor, sigma, scatter, numbers
 
@@ -224,12 +236,17 @@ class Observed:
 
 
 def fit_residual(
-    names: Sequence[str], numbers: NDArray[np.intp], x: Float32, seen: Observed, seed: int = 0
+    names: Sequence[str],
+    numbers: NDArray[np.intp],
+    x: Float32,
+    seen: Observed,
+    seed: int = 0,
+    shape_sigma: float = SHAPE_SIGMA,
 ) -> Residual:
     """Functions of all kinds fitted to kernels and networks; `numbers` (n,) index `names`, `x` is (n, F)."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(numbers == i) for i in range(len(names))]
-    cells = [_empty(x[rows], rng) for rows in members]
+    cells = [_empty(x[rows], rng, shape_sigma) for rows in members]
     bases = [cell.basis(x[rows]).astype(np.float64) for cell, rows in zip(cells, members, strict=True)]
     sizes = [basis.shape[1] for basis in bases]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
@@ -257,13 +274,13 @@ def fit_residual(
             _nugget(residual[rows], seen, rows),
             len(rows),
         )
-    return Residual(found, float(weights[-1]) * OFFSET_SIGMA)
+    return Residual(found, float(weights[-1]) * OFFSET_SIGMA, shape_sigma)
 
 
-def _empty(x: Float32, rng: np.random.Generator) -> Cell:
+def _empty(x: Float32, rng: np.random.Generator, shape_sigma: float) -> Cell:
     points = inducing(x, min(POINTS, len(x) // 6), rng) if len(x) > 3 else x[:0]
     gram = _kernel(points, points).astype(np.float64) + 1e-4 * np.eye(len(points))
-    whiten = SHAPE_SIGMA * np.linalg.inv(np.linalg.cholesky(gram)).T if len(points) else gram
+    whiten = shape_sigma * np.linalg.inv(np.linalg.cholesky(gram)).T if len(points) else gram
     return Cell(
         points, whiten.astype(np.float32), np.zeros(1 + len(points)), np.zeros((1, 1), np.float32), 0.0, 0
     )
@@ -337,4 +354,13 @@ def _normal(
     return precision, moment
 
 
-__all__ = ["FEATURES", "Cell", "Observed", "Residual", "cells_of", "features", "fit_residual"]
+__all__ = [
+    "FEATURES",
+    "Cell",
+    "Observed",
+    "Residual",
+    "cells_of",
+    "features",
+    "fit_residual",
+    "touched_bytes",
+]

@@ -32,9 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from hw_profiles.devices.contract import STABLE_WITHIN, Work  # noqa: E402
 from hw_profiles.devices.local import LocalDevice  # noqa: E402
+from hw_profiles.filling import fill  # noqa: E402
 from hw_profiles.kernel import Array, KernelBatch  # noqa: E402
-from hw_profiles.learned import Observation, learn  # noqa: E402
-from hw_profiles.learned_store import observations  # noqa: E402
+from hw_profiles.learned import Learned, Observation, learn  # noqa: E402
 from hw_profiles.planner import Planner, runs_of  # noqa: E402
 from hw_profiles.predictor import Predictor  # noqa: E402
 from hw_profiles.profile_rows import NetworkRow  # noqa: E402
@@ -67,12 +67,13 @@ def main_local(args: argparse.Namespace) -> int:
     print(f"{facts.chip}, {facts.runtime} {facts.runtime_version}, {args.threads} thread(s), "
           f"{'minimum of CPU time' if args.threads == 1 else 'minimum of wall time'}")  # fmt: skip
     known = profiled(machine, target, cache, args)
+    single = alone(machine, target, cache, args)
     cases = held_out_cases(machine, cache, args)
     print(f"held out: {len(cases)} networks, {sum(c.stable for c in cases)} of them measured steadily")
     steady = [c for c in cases if c.stable] if args.stable_only else cases
     rows = in_order(known)
-    good = report(target, rows, steady, args)
-    curves(target, rows, steady, args)
+    good = report(target, rows, steady, args, single)
+    curves(target, rows, steady, args, single)
     return 0 if good else 1
 
 
@@ -82,16 +83,10 @@ def profiled(machine: LocalDevice, target: Target, cache: Path, args: argparse.N
     facts = machine.facts()
     known = store.open(facts, args.threads)
     if not known.measured:
-        planner = Planner(
-            target,
-            args.threads,
-            measured=lambda: observations(store.open(facts, args.threads)),
-            seed=args.seed,
-        )
         begun, cpu = time.monotonic(), _cpu_seconds()
-        found = profile(
-            machine, planner.works(), store, budget_seconds=60 * args.minutes, batch=planner.batch,
-            accept_unstable=True, anchor=planner.anchor(), progress=_tell,
+        found = fill(
+            machine, target, store, args.threads, 60 * args.minutes, seed=args.seed, accept_unstable=True,
+            progress=_tell,
         )  # fmt: skip
         taken, busy = (time.monotonic() - begun) / 60, (_cpu_seconds() - cpu) / 60
         text = (
@@ -103,6 +98,15 @@ def profiled(machine: LocalDevice, target: Target, cache: Path, args: argparse.N
     note = cache / f"profile-{args.threads}.txt"
     print(note.read_text(encoding="utf-8") if note.exists() else f"{len(known.measured)} probes in the cache")
     return known
+
+
+def alone(machine: LocalDevice, target: Target, cache: Path, args: argparse.Namespace) -> Learned | None:
+    """What was learned of one thread, where several are asked for."""
+    if args.threads == 1:
+        return None
+    rows = in_order(ProfileStore(cache / "profile").open(machine.facts(), 1))
+    print(f"one thread, on which {args.threads} rest: {len(rows)} probes")
+    return learn(rows, target, 1, args.seed, calibrated=False)
 
 
 def _cpu_seconds() -> float:
@@ -164,11 +168,12 @@ def predictions(predictor: Predictor, cases: Sequence[Case]) -> tuple[Array, Arr
 
 
 def report(
-    target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace
-) -> bool:
+    target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace,
+    single: Learned | None = None,
+) -> bool:  # fmt: skip
     """The table of methods, the coverage by family; whether the goals are met."""
     begun = time.monotonic()
-    learned = learn(rows, target, args.threads, args.seed)
+    learned = learn(rows, target, args.threads, args.seed, single=single)
     seconds = time.monotonic() - begun
     base = Predictor(target, args.threads)
     ours = replace(base, learned=learned)
@@ -183,7 +188,10 @@ def report(
         "prior, corrected by 30 networks": predictions(
             base.corrected([(r.batch, r.ms) for r in rows[:30]]), cases
         )[0],
-        "constants refitted": predictions(Predictor(learned.target, args.threads), cases)[0],
+        "constants refitted": predictions(
+            Predictor(learn(rows, target, args.threads, args.seed, calibrated=False).target, args.threads),
+            cases,
+        )[0],
     }
     for name, predicted in methods.items():
         _line(name, predicted, cases, families)
@@ -241,8 +249,9 @@ def isolated(
 
 
 def curves(
-    target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace
-) -> None:
+    target: Target, rows: Sequence[Observation], cases: Sequence[Case], args: argparse.Namespace,
+    single: Learned | None = None,
+) -> None:  # fmt: skip
     """Error and coverage after so many measured probes."""
     print(
         f"\n{'probes measured':>16}{'within 10 %':>12}{'25 %':>8}{'median':>8}"
@@ -250,7 +259,7 @@ def curves(
     )
     measured = np.array([c.ms for c in cases])
     for count in (*(n for n in CURVE if n < len(rows)), len(rows)):
-        learned = learn(rows[:count], target, args.threads, args.seed)
+        learned = learn(rows[:count], target, args.threads, args.seed, single=single)
         ms, low, high = predictions(replace(Predictor(target, args.threads), learned=learned), cases)
         error, inside = np.abs(ms / measured - 1.0), (low <= measured) & (measured <= high)
         print(f"{count:16d}{np.mean(error <= 0.1):12.1%}{np.mean(error <= 0.25):8.1%}{np.median(error):8.1%}"

@@ -85,7 +85,10 @@ def profile_target(
     found = store.open(report.facts, count, unit)
     predictor = Predictor(target, count)
     if unit == "ms":
-        predictor = predictor.profiled(found, report.facts, beside=path)
+        from hw_profiles.filling import single_of
+
+        single = single_of(store, report.facts, count)
+        predictor = predictor.profiled(found, report.facts, beside=path, single=single)
     document = Profiled(
         target=target.name,
         device=report.facts.device,
@@ -177,21 +180,11 @@ def measure_kernels(
     stop: threading.Event | None = None,
 ) -> ProfilingReport:
     """Fill the device's profile for so long, what is of interest first. Raises DeviceError, StoreError."""
-    from hw_profiles.learned_store import observations
-    from hw_profiles.planner import Planner
-    from hw_profiles.profiling import profile
+    from hw_profiles.filling import fill
 
-    store, facts = ProfileStore(), device.facts()
-    planner = Planner(
-        target,
-        threads,
-        interest=tuple(interest),
-        measured=lambda: observations(store.open(facts, threads)) if device.unit == "ms" else (),
-    )
-    return profile(
-        device, planner.works(), store, budget_seconds=seconds, batch=planner.batch,
-        accept_unstable=accept_unstable, anchor=planner.anchor() if device.unit == "ms" else None,
-        progress=progress, stop=stop,
+    return fill(
+        device, target, ProfileStore(), threads, seconds, interest=interest,
+        accept_unstable=accept_unstable, progress=progress, stop=stop,
     )  # fmt: skip
 
 
@@ -224,8 +217,11 @@ def known_predictor(plain: Predictor, device: Device | None) -> tuple[Predictor,
             return plain, ""
         if found.stale:
             return plain, f"{found.stale}; `search profile` measures it again"
+        from hw_profiles.filling import single_of
+
         path: Path = store.path(found.profile.facts, threads)
-        return plain.profiled(found.profile, facts, beside=path), ""
+        single = single_of(store, found.profile.facts, threads)
+        return plain.profiled(found.profile, facts, beside=path, single=single), ""
     except BadProfileError as problem:
         return plain, f"a profile is left aside: {problem}"
 

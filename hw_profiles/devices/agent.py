@@ -53,6 +53,8 @@ PATIENCE_SECONDS = 180.0
 _WARM_UP_SECONDS = 1.0
 #: How long helper threads of a session spin after a run, and then some.
 _SPIN_SECONDS = 0.03
+#: Runs of several threads under the profiler at once, and seconds between them.
+_BURST, _BETWEEN_BURSTS = 4, 0.012
 #: A request waits so long for the job before it: one that was given up half-way is about to end.
 _BUSY_SECONDS = 10.0
 #: What the profiler writes for a network of 1,000 kernels, and as much again.
@@ -378,7 +380,10 @@ def interleave(runners: Sequence[tuple[Runner, int, int]]) -> Iterator[int]:
 def record_kernels(
     model: bytes, feed: Feed, threads: int, runs: int, folder: Path
 ) -> tuple[bytes, list[Any]]:
-    """(optimised graph, profiler events of `runs` warm runs). Shapes stand with a node's first event only."""
+    """(optimised graph, profiler events of `runs` warm runs). Shapes stand with a node's first event only.
+
+    With several threads the runs come in bursts with pauses between them, so as to meet a fast phase.
+    """
     import onnxruntime
 
     options = session_options(threads)
@@ -386,7 +391,9 @@ def record_kernels(
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    for _ in range(runs + 1):
+    for done in range(runs + 1):
+        if threads > 1 and done % _BURST == 1:
+            time.sleep(_BETWEEN_BURSTS)
         session.run(None, dict(feed))
     told = Path(session.end_profiling())
     kept: dict[str, list[dict[str, Any]]] = {}

@@ -17,8 +17,9 @@ from hw_profiles.devices.contract import Condition, Device, DeviceFacts, KernelR
 from hw_profiles.errors import DeviceError
 
 #: What may happen in place of an undisturbed sample. "unplugged" and "crashed" raise DeviceError once;
-#: "throttled" doubles the time and says so; "unstable" makes halves disagree; "failed" is an error sample.
-Trouble = Literal["unplugged", "crashed", "throttled", "unstable", "failed"]
+#: "throttled" doubles the time and says so; "shared" takes 1.7 times as long throughout and says nothing;
+#: "unstable" makes halves disagree; "failed" is an error sample.
+Trouble = Literal["unplugged", "crashed", "throttled", "shared", "unstable", "failed"]
 Truth = Callable[[Work], float]
 
 _SIMULATED = DeviceFacts("simulated", "simulated chip", 4, "simulated", "onnxruntime", "0.0", 1.5, 1 << 30)
@@ -81,6 +82,8 @@ class SimulatedDevice(Device):
         factors = (1.0 + self.drift * number) * (1.0 + np.abs(rng.normal(0.0, self.noise, count)))
         if what == "throttled":
             factors = factors * 2.0
+        if what == "shared":
+            factors = factors * 1.7
         if what == "unstable":
             factors[: count // 2] *= 1.5
         times = tuple(float(ms) for ms in self.truth(work) * factors)

@@ -1,4 +1,4 @@
-"""Which runs count where a device has fast and slow phases."""
+"""What counts where a device has fast and slow phases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from hw_profiles.devices import Sample, Work
-from hw_profiles.pace import Pace
+from hw_profiles.pace import Pace, Visits
 
 ANCHOR = Work("anchor", b"", threads=2, runs=8, rounds=4)
 
@@ -26,15 +26,9 @@ def pace(*batches: Sequence[float]) -> Pace:
     return found
 
 
-def test_runs_of_rounds_in_which_the_anchor_was_slow_are_left_out() -> None:
-    found = pace((1.0, 1.02, 1.2, 1.0)).calm(sample((5.0, 6.0, 7.0, 5.1)), 4)
-    assert found.wall == pytest.approx((5.0, 5.05, 5.1, 5.151))  # the second round ended slowly
-
-
-def test_a_batch_that_is_slow_in_every_round_is_called_so_and_loses_nothing() -> None:
+def test_a_batch_that_is_slow_all_the_time_is_called_so() -> None:
     slow = pace((1.0, 1.0, 1.0, 1.0), (1.2, 1.2, 1.3, 1.2))
     assert "20.0% slower" in slow.slow()
-    assert len(slow.calm(sample((5.0, 6.0, 7.0, 5.1)), 4).wall) == 8
     assert pace((1.2, 1.2, 1.2, 1.2), (1.0, 1.2, 1.2, 1.2)).slow() == ""
 
 
@@ -48,9 +42,14 @@ def test_what_was_measured_before_the_device_became_faster_is_outdated_once() ->
     assert found.outdated() == []
 
 
-CANNOT = [(sample((5.0, 6.0, 7.0, 5.1), threads=1), 4), (sample((5.0, 6.0, 7.0)), 3), (sample((5.0,) * 5), 4)]
-
-
-@pytest.mark.parametrize(("given", "rounds"), CANNOT)
-def test_a_sample_that_the_anchors_rounds_say_nothing_of_stays_as_it_is(given: Sample, rounds: int) -> None:
-    assert pace((1.0, 1.2, 1.2, 1.0)).calm(given, rounds) is given
+def test_a_time_counts_when_two_batches_have_seen_it() -> None:
+    visits = Visits()
+    visits.tell(sample((8.5, 8.4, 8.5, 8.6)))
+    assert not visits.agreed
+    visits.tell(sample((5.0, 8.4, 8.5, 5.1)))
+    assert not visits.agreed
+    visits.tell(sample((8.6, 5.2, 5.3, 8.4)))
+    assert visits.agreed
+    assert visits.sample.best == pytest.approx(5.0)
+    assert visits.sample.wall == (*sample((5.0, 8.4, 8.5, 5.1)).wall, *sample((8.6, 5.2, 5.3, 8.4)).wall)
+    assert visits.sample.verdict()[0]

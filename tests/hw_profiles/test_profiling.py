@@ -97,6 +97,36 @@ def test_unsteady_samples_are_repeated_then_refused_or_kept(tmp_path: Path) -> N
     assert kept.sigma >= 0.03
 
 
+def test_wall_times_are_measured_until_two_batches_agree(tmp_path: Path) -> None:
+    works = [replace(work, threads=2) for work in WORKS[:3]]
+    device, store = SimulatedDevice(trouble={0: "shared", 4: "shared"}), ProfileStore(tmp_path / "a")
+    report = profile(device, works, store)
+    # All once, all again, then the two that a slow phase had hit.
+    assert (report.measured, report.refused, device.given) == (3, {}, 3 + 3 + 2)
+    held = store.open(device.facts(), 2).measured
+    for work in works:
+        row = held[model_hash(work)]
+        assert row.stable
+        assert row.best < 1.02 * by_size(work)
+        assert len(row.runs) == 16
+        assert row.sigma < 0.05
+    faster = SimulatedDevice(drift=-0.1)
+    report = profile(faster, works[:1], ProfileStore(tmp_path / "b"))
+    assert (report.measured, faster.given) == (1, 4)  # no two agree: what is least so far stands
+    assert profile(faster, works[:1], ProfileStore(tmp_path / "b")).held == 1
+    restless = SimulatedDevice(trouble=dict.fromkeys(range(99), "unstable"), drift=-0.1)
+    report = profile(restless, works[:2], ProfileStore(tmp_path / "c"), accept_unstable=True)
+    assert (report.measured, report.unstable_kept) == (2, 2)
+
+
+def test_what_one_batch_saw_is_stored_before_another_agrees(tmp_path: Path) -> None:
+    store, works = ProfileStore(tmp_path), [replace(work, threads=2) for work in WORKS[:4]]
+    gone = SimulatedDevice(trouble=dict.fromkeys(range(4, 99), "unplugged"))
+    with pytest.raises(DeviceError, match="4 networks measured now"):
+        profile(gone, works, store, batch=4, pauses=())
+    assert profile(SimulatedDevice(), works, store).held == 4
+
+
 def test_throttling_is_waited_out_or_named(tmp_path: Path) -> None:
     calm = SimulatedDevice(trouble={0: "throttled"})
     store = ProfileStore(tmp_path / "a")
