@@ -99,12 +99,13 @@ class Profile:
 
     @cached_property
     def measured(self) -> dict[str, NetworkRow]:
-        """Model hash -> its measurement: a stable one before an unstable one, then the least."""
+        """Model hash -> its measurement: a stable one before an unstable one, then the least, then of more
+        runs."""
         found: dict[str, NetworkRow] = {}
         for row in self.rows:
             if isinstance(row, NetworkRow):
                 other = found.get(row.model)
-                if other is None or (not row.stable, row.best) < (not other.stable, other.best):
+                if other is None or _rank(row) < _rank(other):
                     found[row.model] = row
         return found
 
@@ -197,6 +198,10 @@ class Found:
 
     profile: Profile
     stale: str = ""
+
+
+def _rank(row: NetworkRow) -> tuple[bool, float, int]:
+    return not row.stable, row.best, -len(row.runs)
 
 
 class ProfileStore:
