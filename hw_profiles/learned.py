@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hw_profiles import threaded
 from hw_profiles.conformal import Calibration, calibrate
 from hw_profiles.costs import CostModel, Costs, cost_model, cpu
 from hw_profiles.costs.threads import longest_part
@@ -26,7 +27,6 @@ from hw_profiles.local import VECTOR_FACTORS, slower
 from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
 from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual, touched_bytes
 from hw_profiles.target import Target, load_target
-from hw_profiles.threaded import SHAPE_SIGMA as THREADED_SIGMA
 from hw_profiles.threaded import Single, after_divided, fit_numbers, fixed_us, kernel_us
 
 #: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
@@ -272,7 +272,7 @@ def _fit_threaded(flat: Flat, threads: int, seed: int, single: Learned) -> tuple
     )  # fmt: skip
     names, found = cells_of(flat.batch, flat.cold, threads)
     x = _shapes(flat, cache_bytes(single.target)[0])
-    return numbers, fit_residual(names, found[0], x, seen, seed, THREADED_SIGMA)
+    return numbers, fit_residual(names, found[0], x, seen, seed, threaded.SHAPE_SIGMA, threaded.POINTS)
 
 
 def _shapes(flat: Flat, core_bytes: float) -> NDArray[np.float32]:

@@ -252,11 +252,12 @@ def fit_residual(
     seen: Observed,
     seed: int = 0,
     shape_sigma: float = SHAPE_SIGMA,
+    points: int = POINTS,
 ) -> Residual:
     """Functions of all kinds fitted to kernels and networks; `numbers` (n,) index `names`, `x` is (n, F)."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(numbers == i) for i in range(len(names))]
-    cells = [_empty(x[rows], rng, shape_sigma) for rows in members]
+    cells = [_empty(x[rows], rng, shape_sigma, points) for rows in members]
     bases = [cell.basis(x[rows]).astype(np.float64) for cell, rows in zip(cells, members, strict=True)]
     sizes = [basis.shape[1] for basis in bases]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
@@ -287,8 +288,8 @@ def fit_residual(
     return Residual(found, float(weights[-1]) * OFFSET_SIGMA, shape_sigma)
 
 
-def _empty(x: Float32, rng: np.random.Generator, shape_sigma: float) -> Cell:
-    points = inducing(x, min(POINTS, len(x) // 6), rng) if len(x) > 3 else x[:0]
+def _empty(x: Float32, rng: np.random.Generator, shape_sigma: float, most: int) -> Cell:
+    points = inducing(x, min(most, len(x) // 6), rng) if len(x) > 3 else x[:0]
     gram = _kernel(points, points).astype(np.float64) + 1e-4 * np.eye(len(points))
     whiten = shape_sigma * np.linalg.inv(np.linalg.cholesky(gram)).T if len(points) else gram
     return Cell(

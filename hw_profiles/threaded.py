@@ -26,6 +26,8 @@ from hw_profiles.kernel import Array
 _HELD = 0.3
 #: Standard deviation of what remains for functions of the shapes to learn: less than where nothing is known.
 SHAPE_SIGMA = 0.15
+#: Inducing points of these functions: they are smoother, and are evaluated on top of others.
+POINTS = 32
 #: Relative spread beyond which a network counts less (Cauchy), and rounds of weighing.
 _SPREAD, _ROUNDS = 0.06, 6
 START: Mapping[str, float] = {
