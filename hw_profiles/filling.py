@@ -63,7 +63,7 @@ def fill(
     report = profile(
         device, planner.works(), store, budget_seconds=seconds, batch=planner.batch,
         accept_unstable=accept_unstable, anchor=planner.anchor() if timed else None,
-        progress=progress, stop=stop,
+        progress=_after(first, progress), stop=stop,
     )  # fmt: skip
     if first is not None:
         report.measured += first.measured
@@ -74,6 +74,29 @@ def fill(
         report.seconds += first.seconds
         report.paths = [*first.paths, *report.paths]
     return report
+
+
+def _after(
+    first: ProfilingReport | None, progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None] | None:
+    """Progress that goes on where the measurements with one thread ended."""
+    if first is None or progress is None:
+        return progress
+    tell, before = progress, first
+
+    def told(now: Progress) -> None:
+        tell(
+            Progress(
+                now.measured + before.measured,
+                now.held + before.held,
+                now.failed + len(before.failed),
+                now.refused + len(before.refused),
+                now.seconds + before.seconds,
+                now.key,
+            )
+        )
+
+    return told
 
 
 def single_of(store: ProfileStore, facts: DeviceFacts, threads: int) -> tuple[Profile, Path] | None:

@@ -145,6 +145,9 @@ def test_a_share_of_the_time_goes_to_one_thread(tmp_path: Path) -> None:
     assert report.measured == len(one.measured) + len(two.measured)
     assert len(one.measured) > 0 < len(two.measured)
     assert report.seconds < 12.0
+    assert [p.measured for p in seen] == sorted(p.measured for p in seen)
+    assert [p.seconds for p in seen] == sorted(p.seconds for p in seen)
+    assert seen[-1].measured == report.measured
     assert [p.name.split("-")[2][:2] for p in report.paths] == ["1t", "2t"]
     assert single_of(store, device.facts(), 1) is None
     found = single_of(store, device.facts(), 2)
