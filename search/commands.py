@@ -178,7 +178,7 @@ def measure_run(
         check_onnx(path)
         found = _ToTime([path.name], [path.read_bytes()], [None], None, threads or 1, "local")
     else:
-        found = _of_run(RunFolder.find(what), threads, batch)
+        found = _of_run(RunFolder.find(what), threads, batch, host is None)
     soak = soak_seconds if soak_seconds is not None else (0.0 if host is None else SOAK_SECONDS)
     with open_device("local" if host is None else found.target, host, token) as device:
         return _timed_on(device, found, batch or 1, soak, host is None, accept_unstable or host is None)
@@ -194,6 +194,7 @@ class _ToTime:
     feed: dict[str, Any] | None
     threads: int
     target: str
+    apart: str = ""  # why the run's predictions are of something else
 
 
 def _timed_on(
@@ -246,12 +247,14 @@ def _timed_on(
             for r, predicted in zip(rows, found.predicted, strict=True)
         ],
     )
+    if found.apart:
+        document["apart"] = found.apart
     if unstable is not None:
         document["why"] = unstable
     return document
 
 
-def _of_run(folder: RunFolder, threads: int | None, batch: int | None) -> _ToTime:
+def _of_run(folder: RunFolder, threads: int | None, batch: int | None, here: bool) -> _ToTime:
     results = read_results(folder.results)
     model = folder.file(MODEL)
     runtime = load_target(read_yaml(folder.file(CONFIG))["target"][0]).runtime.name
@@ -267,7 +270,12 @@ def _of_run(folder: RunFolder, threads: int | None, batch: int | None) -> _ToTim
     network, numerics = setup.scorer.network, setup.scorer.numerics
     models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
     policy = read_policy(folder.file(POLICY))
-    predicted = [setup.predicted_of(p)["latency_ms"] for p in (setup.base_policy, int8, policy)]
+    elsewhere = here and setup.target.name != "local"
+    counted = threads or (1 if elsewhere else setup.config.threads or setup.target.default_threads)
+    apart = _apart(setup, counted, batch or 1, here)
+    predicted: list[float | None] = [
+        None if apart else setup.predicted_of(p)["latency_ms"] for p in (setup.base_policy, int8, policy)
+    ]
     feed = {
         name: x[:1].expand(batch or 1, *x.shape[1:]).contiguous().numpy()
         for name, x in zip(space.structure.graph.inputs, setup.task.example, strict=True)
@@ -276,11 +284,27 @@ def _of_run(folder: RunFolder, threads: int | None, batch: int | None) -> _ToTim
     return _ToTime(
         ["uncompressed", "all-integer", folder.id],
         [*models, model.read_bytes()],
-        list(predicted),
+        predicted,
         feed,
-        threads or 1,
+        counted,
         target,
+        apart,
     )
+
+
+def _apart(setup: Setup, threads: int, batch: int, here: bool) -> str:
+    """What a run's predictions are of, where that is not what is timed; "" where both can be compared."""
+    from hw_profiles.devices.local import LocalDevice
+
+    target, config = setup.target, setup.config
+    meant = config.threads or target.default_threads
+    if here and target.name != "local":
+        with LocalDevice() as device:
+            if device.facts().isa != target.isa:
+                return f"{target.name}, not this machine"
+    if (threads, batch) != (meant, setup.lowering.batch):
+        return f"{meant} thread{'s' * (meant > 1)} and batch {setup.lowering.batch}"
+    return ""
 
 
 __all__ = ["apply_policy", "export_point", "measure_run", "predict", "read_policy"]

@@ -351,6 +351,8 @@ def render_measurement(found: Measurement) -> str:
         if predicted:
             lines += _line("predicted", f"{n['name']}: {format_ms(predicted)}, off by "
                            f"{100 * (predicted / n['min_cpu_ms'] - 1):+.0f} %")  # fmt: skip
+    if found.get("apart"):
+        lines += _line("predicted", f"the run's predictions are of {found['apart']}: not compared")
     throttled = found.get("throttled")
     if throttled is not None:
         lines += _line("throttled", f"in {100 * throttled:.0f} % of the measurements")

@@ -359,6 +359,7 @@ class Measurement(TypedDict):
     throttled: NotRequired[float | None]  # share of measurements that the device throttled in, where it tells
     stable: bool
     why: NotRequired[str]  # why it is unstable
+    apart: NotRequired[str]  # what the run's predictions are of, where they are not of what was timed
     networks: list[Timing]
 
 

@@ -51,12 +51,19 @@ def test_a_run_with_a_host_is_measured_again_and_exported_without_it(
         there = ["--host", address, "--token", TOKEN, "--accept-unstable"]
         search.run(
             target="raspberry-pi-4", host=address, token=TOKEN, measure="final", max_latency="0.6x",
-            accept_unstable=True, out=run, **QUICK,
+            accept_unstable=True, out=run, **(QUICK | {"threads": 2}),
         )  # fmt: skip
         assert main(["measure", run, *there, "--soak", "0s", "--json"]) == 0
         timed = json.loads(capsys.readouterr().out)
     assert [n["name"] for n in timed["networks"]] == ["uncompressed", "all-integer", "run"]
     assert all(n["min_cpu_ms"] > 0.0 for n in timed["networks"])
+    assert timed["threads"] == 2  # the run's: predictions are of those
+    assert all(n["predicted_ms"] > 0.0 for n in timed["networks"])
+    assert "apart" not in timed
+    assert main(["measure", run]) == 0  # here, which is no Raspberry Pi
+    told = capsys.readouterr().out
+    assert "predictions are of raspberry-pi-4, not this machine: not compared" in told
+    assert "off by" not in told
     assert main(["export", run, "--point", "1", "--out", str(tmp_path / "point")]) == 0  # nobody is there
 
 
