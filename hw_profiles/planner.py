@@ -38,7 +38,7 @@ GROWTH = 1.25
 #: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %. Wall time of
 #: several threads has fast and slow spells of many runs; rounds that are far apart meet a fast one.
 RUNS, ROUNDS = 40, 4
-WALL_RUNS, WALL_ROUNDS = 80, 5
+WALL_RUNS, WALL_ROUNDS = 96, 8
 #: Squared distance (in units of `residual.FEATURES`) below which two kernels of interest count as one.
 _ALIKE = 0.01
 

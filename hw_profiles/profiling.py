@@ -24,7 +24,7 @@ COOL_SECONDS = 20.0
 #: Seconds that a device which became slower is given to be as fast as it was; looked at after every pause.
 SLOW_SECONDS, SLOW_PAUSE = 60.0, 1.0
 #: Batches that measure a wall time at most, until two agree; two at least.
-MOST_VISITS = 4
+MOST_VISITS = 6
 #: Works that are kept at hand, to be measured again should the device turn out to have been slow.
 LATEST = 256
 
@@ -202,7 +202,7 @@ class _Profiling:
         while waiting and not self._stopped():
             if unsteady and self._over(0.0):
                 return False
-            asked = [replace(work, key=key, kernels=True) for key, work in waiting.items()]
+            asked = [replace(work, key=key, kernels=key not in self.visits) for key, work in waiting.items()]
             throttled = False
             self.pace.begin()
             try:

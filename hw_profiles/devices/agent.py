@@ -53,8 +53,8 @@ PATIENCE_SECONDS = 180.0
 _WARM_UP_SECONDS = 1.0
 #: How long helper threads of a session spin after a run, and then some.
 _SPIN_SECONDS = 0.03
-#: Runs of several threads under the profiler at once, and seconds between them.
-_BURST, _BETWEEN_BURSTS = 4, 0.012
+#: Runs under the profiler with several threads at most: it takes more than a small kernel does, and differs.
+_DIVIDED_RUNS = 6
 #: A request waits so long for the job before it: one that was given up half-way is about to end.
 _BUSY_SECONDS = 10.0
 #: What the profiler writes for a network of 1,000 kernels, and as much again.
@@ -296,14 +296,35 @@ def _runtime_version() -> str:
 # ---------------------------------------------------------------------------------------------- timing
 
 
-def session_options(threads: int) -> Any:
-    """Default session options but for the number of threads and the log level."""
+def session_options(threads: int, *, shared: bool = False) -> Any:
+    """Default session options but for the number of threads and the log level; threads may be `shared`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if shared:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
     return options
+
+
+def share_threads(threads: int) -> bool:
+    """Give all sessions of this process the same helper threads; before the first of them is made.
+
+    Sessions that have threads of their own spin for a while after a run, on cores that the next needs. Runs
+    take as long either way (sixteen networks, two threads: median ratio 0.98). False where the runtime
+    cannot, or one thread has no helpers.
+    """
+    import onnxruntime
+
+    if threads == 1 or not hasattr(onnxruntime, "set_global_thread_pool_sizes"):
+        return False
+    try:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    except RuntimeError:  # there are sessions already
+        return False
+    return True
 
 
 def made_up(shape: Sequence[int], dtype: np.dtype[Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -325,14 +346,16 @@ def made_up_inputs(session: Any, seed: int = 0) -> dict[str, np.ndarray[Any, Any
 class Runner:
     """A loaded network and the seconds of its runs. Raises what onnxruntime raises."""
 
-    def __init__(self, model: bytes | Path, threads: int, inputs: Feed | None = None) -> None:
+    def __init__(
+        self, model: bytes | Path, threads: int, inputs: Feed | None = None, *, shared: bool = False
+    ) -> None:
         import onnxruntime
 
         start = time.perf_counter()
-        self.threads = threads
+        self.threads, self.shared = threads, shared
         source = model if isinstance(model, bytes) else str(model)
         self.session = onnxruntime.InferenceSession(
-            source, session_options(threads), providers=["CPUExecutionProvider"]
+            source, session_options(threads, shared=shared), providers=["CPUExecutionProvider"]
         )
         self.load_seconds = time.perf_counter() - start
         self.feed = made_up_inputs(self.session) if inputs is None else dict(inputs)
@@ -349,9 +372,13 @@ class Runner:
         return self.wall[-1]
 
     def settle(self) -> None:
-        """Wait until another session's threads sleep: they spin for a while, on cores that ours need."""
-        if self.threads > 1:
+        """Wait until another session's own threads sleep: they spin for a while, on cores that ours need.
+
+        Three runs then bring this network's data close.
+        """
+        if self.threads > 1 and not self.shared:
             time.sleep(_SPIN_SECONDS)
+        if self.threads > 1:
             for _ in range(3):
                 self.session.run(None, self.feed)
 
@@ -378,22 +405,17 @@ def interleave(runners: Sequence[tuple[Runner, int, int]]) -> Iterator[int]:
 
 
 def record_kernels(
-    model: bytes, feed: Feed, threads: int, runs: int, folder: Path
+    model: bytes, feed: Feed, threads: int, runs: int, folder: Path, *, shared: bool = False
 ) -> tuple[bytes, list[Any]]:
-    """(optimised graph, profiler events of `runs` warm runs). Shapes stand with a node's first event only.
-
-    With several threads the runs come in bursts with pauses between them, so as to meet a fast phase.
-    """
+    """(optimised graph, profiler events of `runs` warm runs). Shapes stand with a node's first event only."""
     import onnxruntime
 
-    options = session_options(threads)
+    options = session_options(threads, shared=shared)
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    for done in range(runs + 1):
-        if threads > 1 and done % _BURST == 1:
-            time.sleep(_BETWEEN_BURSTS)
+    for _ in range(runs + 1):
         session.run(None, dict(feed))
     told = Path(session.end_profiling())
     kept: dict[str, list[dict[str, Any]]] = {}
@@ -441,6 +463,8 @@ def _python() -> list[str]:
 def work(request: Mapping[str, Any], blobs: Sequence[bytes]) -> Iterator[Frame]:
     """Measure the works of one request in this process, in its current folder."""
     works = request["works"]
+    counts = {int(wanted["threads"]) for wanted in works}
+    shared = len(counts) == 1 and share_threads(*counts)
     loaded: list[tuple[int, Runner, bytes]] = []
     for i, wanted in enumerate(works):
         yield {"at": i}, []
@@ -450,7 +474,7 @@ def work(request: Mapping[str, Any], blobs: Sequence[bytes]) -> Iterator[Frame]:
                 raise ValueError("its weights are in another file: save it as one file")
             given = wanted.get("inputs")
             feed = None if given is None else {name: unpack_array(a, blobs) for name, a in given.items()}
-            loaded.append((i, Runner(model, int(wanted["threads"]), feed), model))
+            loaded.append((i, Runner(model, int(wanted["threads"]), feed, shared=shared), model))
         except Exception as error:
             yield _failed(wanted, error), []
     for i, runner, _ in loaded:
@@ -488,7 +512,8 @@ def _sample(wanted: Mapping[str, Any], runner: Runner, model: bytes, states: Map
         raise OSError(f"no space left in the temporary folder: {_free(folder) >> 20} MB")
     if wanted.get("kernels"):
         runs = max(1, int(wanted["runs"]) // int(wanted["rounds"]))
-        optimised, events = record_kernels(model, runner.feed, threads, runs, folder)
+        runs = runs if threads == 1 else min(runs, _DIVIDED_RUNS)
+        optimised, events = record_kernels(model, runner.feed, threads, runs, folder, shared=runner.shared)
         blobs.append(optimised)
         sample["record"] = {"optimised": 0, "events": events, "runs": runs}
     if wanted.get("answers"):
