@@ -19,18 +19,20 @@ from numpy.typing import NDArray
 
 from hw_profiles import threaded
 from hw_profiles.conformal import Calibration, calibrate
-from hw_profiles.costs import CostModel, Costs, cost_model, cpu
+from hw_profiles.costs import CostModel, Costs, cost_model
 from hw_profiles.costs.threads import longest_part
 from hw_profiles.errors import UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
 from hw_profiles.local import VECTOR_FACTORS, slower
 from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
-from hw_profiles.residual import Observed, Residual, cells_of, features, fit_residual, touched_bytes
+from hw_profiles.residual import Observed, Residual, View, cells_of, features, fit_residual, touched_bytes
 from hw_profiles.target import Target, load_target
 from hw_profiles.threaded import Single, after_divided, fit_numbers, fixed_us, kernel_us
 
 #: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
 LEAST_TO_CALIBRATE = 12
+#: Relative spread of a measurement beyond which its error is its own: it calibrates no interval.
+STEADY = 0.05
 FOLDS = 5
 #: Kernels faster than this tell nothing by themselves: the profiler counts whole microseconds, and with
 #: several threads it adds 2 to 3 of its own to each.
@@ -87,19 +89,21 @@ class Learned:
 
     def price(self, batch: KernelBatch) -> tuple[Costs, Array]:
         """(costs with the residual in them, (P,) difficulty: expected log spread of each network)."""
-        costs, sigma, scatter, numbers = self._priced(batch, spread=True)
+        costs, sigma, scatter, numbers = self._priced(self.view(batch), spread=True)
         kernel = costs.busy_us + costs.overhead_us
         return costs, spread(kernel, costs.network_us, sigma, scatter, numbers)
 
     def costs(self, batch: KernelBatch) -> Costs:
         """Costs with the residual in them alone, which takes a third of the time."""
-        return self._priced(batch, spread=False)[0]
+        return self._priced(self.view(batch), spread=False)[0]
 
-    def _priced(self, batch: KernelBatch, spread: bool) -> tuple[Costs, Array, Array, NDArray[np.intp]]:
-        costs = self._before(batch)
-        core, last = cache_bytes(self.target)
-        cold = cpu.cold_shares(batch, core, last)
-        factor, sigma, scatter, numbers = self.residual(batch, cold, core, self.threads, spread)
+    def view(self, batch: KernelBatch) -> View:
+        """Kernels as the learned functions see them."""
+        return View(batch, *cache_bytes(self.target))
+
+    def _priced(self, view: View, spread: bool) -> tuple[Costs, Array, Array, NDArray[np.intp]]:
+        costs = self._before(view)
+        factor, sigma, scatter, numbers = self.residual(view, self.threads, spread)
         grown = np.exp(factor)
         learned = replace(
             costs,
@@ -109,19 +113,19 @@ class Learned:
         )
         return learned, sigma, scatter, numbers
 
-    def _before(self, batch: KernelBatch) -> Costs:
-        """Costs without the residual."""
+    def _before(self, view: View) -> Costs:
+        """Costs without the residual. What one thread takes is of the same target (`learn`)."""
         if self.single is None:
-            return self._model.price(batch, self.threads)
-        costs = self.single.costs(batch)
-        part = longest_part(batch, self.threads)
+            return self._model.price(view.batch, self.threads)
+        costs = self.single._priced(view, spread=False)[0]
+        part = view.part(self.threads)
         alone = Single(
             costs.busy_us + costs.overhead_us, part, after_divided(part), costs.classes, costs.network_us
         )
         return replace(
             costs,
             busy_us=kernel_us(self.numbers, alone),
-            overhead_us=np.zeros(batch.shape[1]),
+            overhead_us=np.zeros(view.batch.shape[1]),
             network_us=fixed_us(self.numbers, alone),
         )
 
@@ -189,6 +193,10 @@ def learn(
     errors, levels = (
         _left_out(flat, target, threads, seed, single) if calibrated else (np.zeros(0), np.zeros(0))
     )
+    if len(errors):
+        steady = flat.sigma <= STEADY
+        if steady.sum() >= LEAST_TO_CALIBRATE:
+            errors, levels = errors[steady], levels[steady]
     calibration = calibrate(errors, levels, target.cost.interval)
     error = float(np.median(np.abs(np.expm1(errors)))) if len(errors) else float("nan")
     kernels = int(np.isfinite(flat.kernel_us).sum()) if single is None else 0
@@ -270,7 +278,7 @@ def _fit_threaded(flat: Flat, threads: int, seed: int, single: Learned) -> tuple
         np.maximum(kernel_us(numbers, alone)[0], _LEAST_US), max(fixed_us(numbers, alone), _LEAST_US),
         flat.owner, np.full(len(flat.owner), np.nan), flat.network_us, flat.sigma,
     )  # fmt: skip
-    names, found = cells_of(flat.batch, flat.cold, threads)
+    names, found = cells_of(flat.batch, flat.cold, part)
     x = _shapes(flat, cache_bytes(single.target)[0])
     return numbers, fit_residual(names, found[0], x, seen, seed, threaded.SHAPE_SIGMA, threaded.POINTS)
 
@@ -288,7 +296,8 @@ def _fit_alone(flat: Flat, target: Target, threads: int, seed: int) -> tuple[Tar
     constants = nearest((*counts.entries, NETWORK), fitted)
     price = counts.nanoseconds(constants)
     flat = _audible(flat, price * 1e-3, threads)
-    names, numbers = cells_of(flat.batch, flat.cold, threads)
+    part = None if threads == 1 else longest_part(flat.batch, threads)
+    names, numbers = cells_of(flat.batch, flat.cold, part)
     seen = Observed(
         np.maximum(price * 1e-3, _LEAST_US), max(constants[NETWORK] * 1e-3, _LEAST_US),
         flat.owner, flat.kernel_us, flat.network_us, flat.sigma,

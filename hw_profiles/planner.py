@@ -18,15 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hw_profiles.costs import cpu
 from hw_profiles.devices.contract import Work
 from hw_profiles.errors import MeasurementError
 from hw_profiles.kernel import CONV_OPS, MATMUL_OPS, KernelBatch
 from hw_profiles.learned import Learned, Observation, learn
 from hw_profiles.probe_chains import Chain, random_probe
 from hw_profiles.probes import Graph, probe
-from hw_profiles.refit import cache_bytes
-from hw_profiles.residual import features
 from hw_profiles.target import Target
 
 #: Probes of the general plan before anything is chosen.
@@ -141,12 +138,11 @@ class Planner:
         shapes: list[NDArray[np.float32]] = []
         for b, batch in enumerate(self.interest):
             costs, _ = model.price(batch)
-            cold = cpu.cold_shares(batch, *cache_bytes(model.target))
-            core = cache_bytes(model.target)[0]
-            _, sigma, _, _ = model.residual(batch, cold, core)
+            view = model.view(batch)
+            _, sigma, _, _ = model.residual(view, model.threads)
             kernel = costs.busy_us + costs.overhead_us
             weight = kernel / kernel.sum(axis=1, keepdims=True) * sigma
-            shapes.append(features(batch, np.broadcast_to(cold[0], batch.shape), core))
+            shapes.append(view.shapes)
             rows, columns = np.nonzero(weight > 0.0)
             places += [(-float(weight[r, k]), b, int(r), int(k)) for r, k in zip(rows, columns, strict=True)]
         taken: dict[str, list[NDArray[np.float32]]] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ NETWORK_SIGMA, NETWORK_US = 0.02, 0.2
 _FREEDOM = 4.0
 _STEPS = 4
 _LEAST_US = 0.05
+#: Rows of shapes evaluated at once; variance at least; share of a direction's variance below which it counts
+#: as unknown.
+_ROWS, _LEAST_VARIANCE, _LEAST_KNOWN = 4096, 1e-6, 1e-4
 Float32 = NDArray[np.float32]
 
 
@@ -98,16 +102,22 @@ def cell_name(kind: KernelKind, table: str) -> str:
 
 
 def cells_of(
-    batch: KernelBatch, cold: tuple[Array, Array], threads: int = 1
+    batch: KernelBatch, cold: tuple[Array, Array], part: Array | None = None
 ) -> tuple[list[str], NDArray[np.intp]]:
     """(names, (P, K) index of each kernel's name); what is divided among threads has functions of its own.
 
-    But for matrix products: whether they are divided follows their size, which their function sees.
+    But for matrix products: whether they are divided follows their size, which their function sees. `part`
+    (P, K) is the share that the busiest thread does, None where there is one thread.
     """
-    names, found = _kinds(batch, cold)
-    if threads == 1:
+    return _divided(*_kinds(batch, cold), part)
+
+
+def _divided(
+    names: list[str], found: NDArray[np.intp], part: Array | None
+) -> tuple[list[str], NDArray[np.intp]]:
+    if part is None:
         return names, found
-    divided = longest_part(batch, threads) < 1.0
+    divided = part < 1.0
     divided &= ~np.array([name.startswith("gemm") for name in names])[found]
     used = np.unique(found[divided]) if divided.any() else np.zeros(0, dtype=np.intp)
     places = np.zeros(len(names), dtype=np.intp)
@@ -144,6 +154,35 @@ def _kinds(batch: KernelBatch, cold: tuple[Array, Array]) -> tuple[list[str], ND
     return list(names), found
 
 
+class View:
+    """Kernels as learned functions see them: what several models of one target price is worked out once."""
+
+    def __init__(self, batch: KernelBatch, core_bytes: float, last_bytes: float) -> None:
+        self.batch = batch
+        self.cold = cpu.cold_shares(batch, core_bytes, last_bytes)
+        self._core_bytes = core_bytes
+        self._parts: dict[int, Array] = {}
+
+    @cached_property
+    def shapes(self) -> Float32:
+        """(P, K, F), see `features`."""
+        return features(self.batch, np.broadcast_to(self.cold[0], self.batch.shape), self._core_bytes)
+
+    @cached_property
+    def _named(self) -> tuple[list[str], NDArray[np.intp]]:
+        return _kinds(self.batch, self.cold)
+
+    def part(self, threads: int) -> Array:
+        """(P, K) share of each kernel that the busiest thread does."""
+        if threads not in self._parts:
+            self._parts[threads] = longest_part(self.batch, threads)
+        return self._parts[threads]
+
+    def cells(self, threads: int) -> tuple[list[str], NDArray[np.intp]]:
+        """See `cells_of`."""
+        return _divided(*self._named, None if threads == 1 else self.part(threads))
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One kind's function: inducing points (M, F), whitening (M, M), weights (1 + M,) offset first.
@@ -167,6 +206,43 @@ class Cell:
             out[:, 1:] = _kernel(x, self.points) @ self.whiten
         return out
 
+    def factor(self, x: Float32, shape_sigma: float | None = None) -> tuple[Float32, Float32]:
+        """(log factor, its variance) of shapes (n, F), (n,) each; variance 0 without the prior's sigma.
+
+        With W the whitening and C the weights' covariance, the variance is the prior's less b'(I - C)b of the
+        basis b = (offset, k W): one product with a root of I - C in place of two with W and C. What the
+        inducing points do not span stays at the prior. Blocks of rows stay in the cache.
+        """
+        mean, variance = np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
+        for first in range(0, len(x), _ROWS):
+            rows = slice(first, first + _ROWS)
+            kernel = _kernel(x[rows], self.points)
+            mean[rows] = kernel @ self._mean[1:] + self._mean[0]
+            if shape_sigma is not None:
+                learned = kernel @ self._learned[1:]
+                learned += self._learned[0]
+                variance[rows] = np.einsum("ij,ij->i", learned, learned)
+        if shape_sigma is not None:
+            np.subtract(np.float32(OFFSET_SIGMA**2 + shape_sigma**2), variance, out=variance)
+            np.maximum(variance, np.float32(_LEAST_VARIANCE), out=variance)
+        return mean, variance
+
+    @cached_property
+    def _mean(self) -> Float32:
+        """(1 + M,) what the offset and the kernel's values are multiplied by."""
+        shape = self.whiten.astype(np.float64) @ self.weights[1:]
+        return np.concatenate([[OFFSET_SIGMA * self.weights[0]], shape]).astype(np.float32)
+
+    @cached_property
+    def _learned(self) -> Float32:
+        """(1 + M, R) a root of what is known: directions of which next to nothing is known are left out."""
+        root = self.root.astype(np.float64)
+        values, vectors = np.linalg.eigh(np.eye(len(root)) - root @ root.T)
+        kept = values > _LEAST_KNOWN
+        scaled = vectors[:, kept] * np.sqrt(values[kept])
+        shape = self.whiten.astype(np.float64) @ scaled[1:]
+        return np.concatenate([OFFSET_SIGMA * scaled[:1], shape]).astype(np.float32)
+
 
 def _kernel(x: Float32, z: Float32) -> Float32:
     """(n, M) Gaussian kernel of unit variance."""
@@ -189,34 +265,25 @@ class Residual:
     shape_sigma: float = SHAPE_SIGMA
 
     def __call__(
-        self,
-        batch: KernelBatch,
-        cold: tuple[Array, Array],
-        core_bytes: float,
-        threads: int = 1,
-        spread: bool = True,
+        self, view: View, threads: int = 1, spread: bool = True
     ) -> tuple[Array, Array, Array, NDArray[np.intp]]:
         """(P, K) each: log factor on the price, its standard deviation, scatter, and the kind's number.
 
         Without `spread` the middle two stay the prior's, which saves most of the time.
         """
-        names, numbers = cells_of(batch, cold, threads)
-        x = features(batch, np.broadcast_to(cold[0], batch.shape), core_bytes)
-        factor, sigma = np.zeros(batch.shape), np.full(batch.shape, np.hypot(OFFSET_SIGMA, self.shape_sigma))
-        scatter = np.full(batch.shape, self.shape_sigma)
+        names, numbers = view.cells(threads)
+        shape = view.batch.shape
+        factor, sigma = np.zeros(shape), np.full(shape, np.hypot(OFFSET_SIGMA, self.shape_sigma))
+        scatter = np.full(shape, self.shape_sigma)
         for i, name in enumerate(names):
             if name not in self.cells:
                 continue
             cell, where = self.cells[name], np.nonzero(numbers == i)
-            basis = cell.basis(x[where])
-            factor[where] = basis @ cell.weights.astype(np.float32)
-            if not spread:
-                continue
-            deviation = basis @ cell.root
-            # What the inducing points do not span stays at the prior.
-            left = np.maximum(0.0, 1.0 - ((basis[:, 1:] / self.shape_sigma) ** 2).sum(axis=1))
-            sigma[where] = np.sqrt((deviation * deviation).sum(axis=1) + self.shape_sigma**2 * left)
-            scatter[where] = cell.nugget
+            mean, variance = cell.factor(view.shapes[where], self.shape_sigma if spread else None)
+            factor[where] = mean
+            if spread:
+                sigma[where] = np.sqrt(variance)
+                scatter[where] = cell.nugget
         return factor, sigma, scatter, numbers
 
 
@@ -370,6 +437,7 @@ __all__ = [
     "Cell",
     "Observed",
     "Residual",
+    "View",
     "cells_of",
     "features",
     "fit_residual",
