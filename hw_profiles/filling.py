@@ -62,7 +62,7 @@ def fill(
     )
     report = profile(
         device, planner.works(), store, budget_seconds=seconds, batch=planner.batch,
-        accept_unstable=accept_unstable, anchor=planner.anchor() if timed else None,
+        accept_unstable=accept_unstable, anchor=planner.anchor() if timed else None, twice=timed,
         progress=_after(first, progress), stop=stop,
     )  # fmt: skip
     if first is not None:

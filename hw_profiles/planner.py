@@ -32,9 +32,9 @@ FIRST = 48
 CHOICE = 2
 #: The model is fitted anew when so many times the networks are known: fits cost more as profiles grow.
 GROWTH = 1.25
-#: Runs of a probe and rounds they come in: the minimum of CPU time then repeats within 1 %. Wall time of
-#: several threads has fast and slow spells of many runs; rounds that are far apart meet a fast one.
-RUNS, ROUNDS = 40, 4
+#: Runs of a probe in a batch and rounds they come in; two batches at least measure it. Wall time of several
+#: threads has fast and slow spells of many runs; rounds that are far apart meet a fast one.
+RUNS, ROUNDS = 24, 4
 WALL_RUNS, WALL_ROUNDS = 96, 8
 #: Squared distance (in units of `residual.FEATURES`) below which two kernels of interest count as one.
 _ALIKE = 0.01
@@ -66,15 +66,18 @@ class Planner:
 
     def works(self) -> Iterator[Work]:
         """Works one by one; before each batch `measured` is asked, and the model fitted to what has come."""
-        model, fitted = None, 0
+        model, fitted, since = None, 0, 0
         while True:
-            known = list(self.measured()) if self.drawn >= FIRST or self.interest else []
-            if len(known) > GROWTH * fitted:
-                model = learn(
-                    known, self.target, self.threads, self.seed, calibrated=False, single=self.single
-                )
-                fitted = len(known)
-            yield from self.next_batch(model)
+            if (self.drawn >= FIRST or self.interest) and fitted + since >= GROWTH * fitted:
+                known = self.measured()  # which takes longer the more there is: no oftener than it may matter
+                if len(known) > GROWTH * fitted:
+                    model = learn(
+                        known, self.target, self.threads, self.seed, calibrated=False, single=self.single
+                    )
+                    fitted, since = len(known), 0
+            batch = self.next_batch(model)
+            since += len(batch)
+            yield from batch
 
     def anchor(self) -> Work:
         """A network of middling size to be measured along with every batch: see `hw_profiles.pace`."""

@@ -23,7 +23,7 @@ PAUSES = (1.0, 5.0, 15.0)
 COOL_SECONDS = 20.0
 #: Seconds that a device which became slower is given to be as fast as it was; looked at after every pause.
 SLOW_SECONDS, SLOW_PAUSE = 60.0, 1.0
-#: Batches that measure a wall time at most, until two agree; two at least.
+#: Batches that measure a time at most, until two agree; two at least.
 MOST_VISITS = 6
 #: Works that are kept at hand, to be measured again should the device turn out to have been slow.
 LATEST = 256
@@ -67,6 +67,7 @@ def profile(
     repeats: int = 2,
     accept_unstable: bool = False,
     anchor: Work | None = None,
+    twice: bool = False,
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
     pauses: tuple[float, ...] = PAUSES,
@@ -75,7 +76,8 @@ def profile(
 ) -> ProfilingReport:
     """Measure, interleaved in batches, the works that the store does not hold for this device.
 
-    A wall time counts when two batches agree on it (`pace.Visits`); what the first saw is stored meanwhile.
+    A wall time counts when two batches agree on it (`pace.Visits`), processor time too where `twice` asks for
+    it; what the first saw is stored meanwhile.
     A work is held if its file was measured, or failed, with the same threads by the same runtime version and
     clock. `works` may be lazy: the next batch is drawn when the one before is stored, so a planner can look
     at the store in between. An unstable sample is repeated up to `repeats` times, then kept with its verdict
@@ -90,7 +92,7 @@ def profile(
     """
     return _Profiling(
         device, store, budget_seconds, batch, repeats, accept_unstable, progress, stop, pauses, cool_seconds,
-        slow_seconds, Pace(anchor),
+        slow_seconds, Pace(anchor), twice,
     ).run(works)  # fmt: skip
 
 
@@ -127,6 +129,7 @@ class _Profiling:
     cool_seconds: float
     slow_seconds: float
     pace: Pace
+    twice: bool
 
     def run(self, works: Iterable[Work]) -> ProfilingReport:
         self.start = time.monotonic()
@@ -250,9 +253,10 @@ class _Profiling:
         that follow.
         """
         stable, why = sample.verdict()
-        in_wall = sample.clock == "wall" and not sample.error
-        slow = self.pace.slow() if stable or in_wall else ""
-        if in_wall and not slow and not sample.disturbed:
+        visits = sample.clock == "wall" or (self.twice and sample.clock == "cpu")
+        visits &= not sample.error
+        slow = self.pace.slow() if stable or visits else ""
+        if visits and not slow and not sample.disturbed:
             return self._visited(sample, work)
         if sample.error or (stable and not slow):
             self._keep(sample, work)

@@ -131,7 +131,16 @@ def held_out_cases(machine: LocalDevice, cache: Path, args: argparse.Namespace) 
         works = [Work(f"{h.mode}:{h.name}", h.model, args.threads, *runs, kernels=True) for h in made]
         anchor = Planner(load_target("local"), args.threads, seed=args.seed).anchor()
         for store in stores:
-            profile(machine, works, store, batch=12, accept_unstable=True, anchor=anchor, progress=_tell)
+            profile(
+                machine,
+                works,
+                store,
+                batch=12,
+                accept_unstable=True,
+                anchor=anchor,
+                twice=True,
+                progress=_tell,
+            )
         index.write_text(json.dumps([w.key for w in works]), encoding="utf-8")
     keys = set(json.loads(index.read_text(encoding="utf-8")))
     rows: dict[str, list[NetworkRow]] = {key: [] for key in sorted(keys)}

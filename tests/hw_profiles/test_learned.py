@@ -19,7 +19,7 @@ from hw_profiles.learned_store import load, observations, save
 from hw_profiles.predictor import Predictor
 from hw_profiles.profile_rows import Kind, NetworkRow
 from hw_profiles.profiles import Profile
-from hw_profiles.residual import Cell
+from hw_profiles.residual import FEATURES, SHAPE_SIGMA, Cell
 from hw_profiles.target import load_target
 from tests.hw_profiles.synthetic import PRIOR, measured, networks, real_us, truth
 
@@ -107,13 +107,13 @@ def test_a_harder_network_has_a_wider_interval() -> None:
 def test_policies_are_priced_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many array operations for one policy as for sixty-four, and the same prices as one by one."""
     learned, calls = _learned(64), list[int]()
-    basis = Cell.basis
+    factor = Cell.factor
 
-    def counted(cell: Cell, x: np.ndarray) -> np.ndarray:
+    def counted(cell: Cell, x: np.ndarray, sigma: float | None) -> tuple[np.ndarray, np.ndarray]:
         calls.append(len(x))
-        return basis(cell, x)
+        return factor(cell, x, sigma)
 
-    monkeypatch.setattr(Cell, "basis", counted)
+    monkeypatch.setattr(Cell, "factor", counted)
     one = networks(1, 12)[0]
     columns = {name: np.repeat(one[name], 64, axis=0) for name in COLUMNS}
     columns["cin"] = columns["cin"] * np.linspace(1.0, 1.3, 64)[:, None].round(1)
@@ -123,12 +123,29 @@ def test_policies_are_priced_together(monkeypatch: pytest.MonkeyPatch) -> None:
     many = len(calls)
     calls.clear()
     alone = [predictor.predict(batch.row(i)) for i in range(64)]
-    assert many <= 2 * len(calls) // 64
+    assert 0 < many <= 2 * len(calls) // 64
     assert np.allclose(together.latency_ms, [float(p.latency_ms[0]) for p in alone], rtol=1e-5)
     assert np.allclose(together.high_ms, [float(p.high_ms[0]) for p in alone], rtol=1e-4)
     assert np.allclose(
         predictor.predict(concat([one] * 3)).latency_ms, float(predictor.predict(one).latency_ms[0])
     )
+
+
+def test_one_product_gives_the_spread_of_two() -> None:
+    """`Cell.factor` against the basis times its weights, its covariance's root, and what is left."""
+    checked = 0
+    for cell in _learned(64).residual.cells.values():
+        x = np.random.default_rng(0).uniform(0.0, 1.5, (5000, len(FEATURES))).astype(np.float32)
+        x = np.concatenate([cell.points, x])
+        mean, variance = cell.factor(x, SHAPE_SIGMA)
+        basis = cell.basis(x).astype(np.float64)
+        left = np.maximum(0.0, 1.0 - ((basis[:, 1:] / SHAPE_SIGMA) ** 2).sum(axis=1))
+        wanted = ((basis @ cell.root) ** 2).sum(axis=1) + SHAPE_SIGMA**2 * left
+        assert np.allclose(mean, basis @ cell.weights, atol=2e-4)
+        assert np.allclose(np.sqrt(variance), np.sqrt(wanted), rtol=0.02, atol=2e-3)
+        assert np.array_equal(cell.factor(x[:9])[0], cell.factor(x[:9], SHAPE_SIGMA)[0])
+        checked += len(cell.points) > 4
+    assert checked > 2
 
 
 def test_the_same_measurements_teach_the_same() -> None:
