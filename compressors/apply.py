@@ -6,7 +6,8 @@ The same policy on the same machine and thread count gives the same network, bit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from .policy import Factor, ResolvedPolicy
 from .prefix import PrefixCache, content_digest, narrow_points, prefix_keys
 from .prune import kept_indices, prune
 from .quantize import code_of, fake_quantize, quantize_bias, quantize_weight
-from .recalibrate import channel_axis, channel_mean, fitted, recalibrate
+from .recalibrate import Moments, channel_axis, channel_mean, fitted, moments, recalibrate
 from .reconstruct import covariance, inputs_of, reconstruct
 from .resolve import Numerics
 from .skeleton import Placement, Skeleton, SkeletonCache, concrete, placed, unknowns
@@ -33,6 +34,17 @@ from .trace import trace
 RANGE_SAMPLES = 128
 #: Bytes of rounded activations remembered between policies.
 ROUNDED_BYTES = 160 << 20
+#: Median |log ratio| of calibration data's variances to the trained ones beyond which these data are strange:
+#: 0.02 to 0.05 on data of the training's kind, 0.1 on synthesised tones, 0.15 on crops of a few photos.
+STRANGE = 0.075
+
+
+class _Seen(NamedTuple):
+    """What the uncompressed network does on calibration data: see the methods of `Network`."""
+
+    means: Mapping[str, Tensor]
+    covariances: Mapping[str, Tensor]
+    norms: Mapping[str, Moments]
 
 
 @dataclass
@@ -45,7 +57,7 @@ class Network:
     skeletons: SkeletonCache
     _gradients: dict[str, Tensor] | None = field(default=None, repr=False)
     _orders: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
-    _seen: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
+    _seen: _Seen | None = field(default=None, repr=False)
     #: Shared by all policies of these calibration data; a replaced network starts with an empty one.
     prefixes: PrefixCache = field(default_factory=PrefixCache, init=False, repr=False, compare=False)
     rounded: PrefixCache = field(
@@ -93,22 +105,50 @@ class Network:
 
     def channel_means(self) -> Mapping[str, Tensor]:
         """Mean of every weight-bearing node's output per channel, uncompressed, computed once."""
-        return self._statistics()[0]
+        return self._statistics().means
 
     def covariances(self) -> Mapping[str, Tensor]:
         """Channel covariance (C, C) of the layers' inputs, uncompressed, computed once."""
-        return self._statistics()[1]
+        return self._statistics().covariances
+
+    def norm_moments(self) -> Mapping[str, Moments]:
+        """(mean, variance) per channel of what reaches every batch-norm, by its name, uncompressed."""
+        return self._statistics().norms
+
+    def on_other_calibration(self, inputs: tuple[Tensor, ...]) -> Network:
+        """The same network with other calibration data, for all but the covariances."""
+        found = replace(self, calibration=inputs, _seen=None)
+        found._seen = found._statistics()._replace(covariances=self.covariances())
+        return found
+
+    @property
+    def strange_data(self) -> bool:
+        """Whether calibration data are unlike those of the training: batch-norms' variances are others."""
+        apart = []
+        for node in self.structure.graph.nodes:
+            if node.name in self.norm_moments():
+                stored, now = self.weights[node.inputs[4]], self.norm_moments()[node.name][1]
+                alive = stored > 0
+                apart.append((now[alive].clamp_min(1e-30) / stored[alive]).log().abs())
+        return bool(apart) and float(torch.cat(apart).median()) > STRANGE
 
     @torch.no_grad()
-    def _statistics(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _statistics(self) -> _Seen:
         if self._seen is None:
             means: dict[str, Tensor] = {}
             covariances: dict[str, Tensor] = {}
+            found: dict[str, Moments] = {}
             nodes = [n for n in self.structure.graph.nodes if n.name in self.structure.layer_of_node]
             axis = {n.outputs[0]: channel_axis(n) for n in nodes}
             read = inputs_of(self.structure)
+            normed: dict[str, list[str]] = {}
+            for n in self.structure.graph.nodes:
+                if n.op == "batch_norm":
+                    normed.setdefault(n.inputs[0], []).append(n.name)
 
             def look(name: str, value: Tensor) -> Tensor:
+                if name in normed:
+                    found.update(dict.fromkeys(normed[name], moments(value, 1)))
                 if name in axis:
                     means[name] = channel_mean(value, axis[name])
                 if name in read:
@@ -116,8 +156,11 @@ class Network:
                 return value
 
             inputs = fitted(self.structure.graph, self.calibration)
-            run(self.structure.graph, self.weights, inputs, look, hooked=frozenset((*axis, *read)))
-            self._seen = (means, covariances)
+            for name, value in zip(self.structure.graph.inputs, inputs, strict=True):
+                if name in normed:
+                    look(name, value)
+            run(self.structure.graph, self.weights, inputs, look, hooked=frozenset((*axis, *read, *normed)))
+            self._seen = _Seen(means, covariances, found)
         return self._seen
 
 

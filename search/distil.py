@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 RATES = (0.0003, 0.001, 0.003, 0.01)
 #: Share of the time that trying them takes; steps of a cycle at least; batches on which they are compared.
 TRYING, LEAST_STEPS, COMPARED_ON = 0.15, 6, 2
+#: Samples of a batch; of a large network fewer, down to the second, so that a stage has so many steps.
+BATCH, LEAST_BATCH, WANTED_STEPS = 64, 16, 200
 #: With rounding in the loop, the learning rate's share.
 ROUNDED_RATE = 0.1
-BATCH = 64
 TEMPERATURE = 2.0
 CPU = torch.device("cpu")
 _CLASSIFYING = frozenset({"top1", "top5", "teacher_agreement"})
@@ -97,6 +98,7 @@ class Distiller:
         self.device = device
         self._graph = network.structure.graph
         self._teacher = {k: v.to(device) for k, v in network.weights.items()}
+        self._seed, self._batch = seed, BATCH
         self._stream = task.batches(seed, BATCH)
         self._most = most_threads or os.cpu_count() or 1
         self._threads = 1
@@ -105,8 +107,20 @@ class Distiller:
         """Adam (Kingma and Ba 2015) for what a stage trains: gradients of answers come in all sizes."""
         return torch.optim.Adam(list(stage.trained.values()), lr=RATES[0])
 
-    def warm(self, stage: Stage) -> float:
-        """Find out how many threads are fastest now, as the machine may be busy; seconds a step."""
+    def warm(self, stage: Stage, seconds: float) -> float:
+        """Find out how many threads are fastest now, as the machine may be busy, and how large a batch may be
+        for enough steps in so many seconds; returns seconds a step.
+        """
+        taken = self._timed(stage)
+        samples = self._batch * seconds / (WANTED_STEPS * taken)
+        size = min(BATCH, max(LEAST_BATCH, 2 ** math.floor(math.log2(max(samples, 1.0)))))
+        if size == self._batch:
+            return taken
+        self._batch, self._stream = size, self.task.batches(self._seed, size)
+        return self._timed(stage)
+
+    def _timed(self, stage: Stage) -> float:
+        """Seconds a step with the number of threads that is fastest, which is set."""
         start, taken = stage.copied(), {}
         for threads in {1, self._most}:
             self._threads = threads
@@ -130,7 +144,7 @@ class Distiller:
         if len(rates) == 1:
             return rates[0]
         steps = max(LEAST_STEPS, int(seconds / len(rates) / step))
-        judges = [next(self._stream) for _ in range(COMPARED_ON)]
+        judges = [next(self._stream) for _ in range(COMPARED_ON * BATCH // self._batch)]
         start = stage.copied()
         found, least, ended = rates[0], math.inf, start
         for rate in rates:
@@ -206,14 +220,19 @@ def float_stage(
     weights: Mapping[str, Tensor],
     device: torch.device = CPU,
 ) -> Stage:
-    """The unfolded float network, batch-norm in training mode; ``weights`` as of `reduced`."""
+    """The unfolded float network; ``weights`` as of `reduced`.
+
+    Batch-norms are in training mode, unless the data are unlike those of the training (`strange_data`): the
+    uncompressed network keeps its statistics, and so does this one.
+    """
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
     leaves = _leaves(graph, weights, device)
+    followed = not network.strange_data
 
     def normalise(node: Node, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         scale, shift, mean, var = (values[t] for t in node.inputs[1:])
-        return F.batch_norm(x, mean, var, scale, shift, True, 0.1, node.attrs["eps"])
+        return F.batch_norm(x, mean, var, scale, shift, followed, 0.1, node.attrs["eps"])
 
     def forward(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return run(graph, leaves, inputs, norm_hook=normalise)

@@ -1,17 +1,17 @@
 """A first look at a policy: few calibration samples, few validation samples, no ranges of activations.
 
 It answers one question: can the policy still beat the bar once it is recalibrated on all samples? Batch-norm
-statistics of few samples move every answer, but mostly alike for all policies: what they do to the
-*uncompressed* network's margins is known exactly and taken off (a control variate; on digits32 it correlates
-with a policy's own change at 0.8). What is left is noise of a known size, so that every wrong answer has a
-probability of being put right, and the number of them the Poisson binomial distribution.
+statistics of few samples move every answer, but mostly alike for all policies, and recalibration takes off
+what they do to the *uncompressed* network. What is left is noise, no more than a share of what those few do
+to the uncompressed network's margins where nothing is taken off; so every wrong answer has a probability of
+being put right, and the number of them the Poisson binomial distribution.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,8 @@ OTHERS = 8
 SAMPLES = HARDEST + OTHERS
 #: Chance at which a policy still counts as hopeful.
 HOPE = 0.05
-#: Noise left in a margin after the control variate, in units of the dense network's own change; and what
-#: rounding adds, in standard deviations of the outputs.
+#: Noise left in a margin, in units of the uncompressed network's own change; and what rounding adds, in
+#: standard deviations of the outputs.
 LEFT = 0.7
 ROUNDING = 0.02
 #: Chance that a wrong answer is put right where answers have no margins.
@@ -92,10 +92,8 @@ class Look:
         step = max(1, (self.count - HARDEST) // OTHERS)
         rest = torch.arange(HARDEST, self.count, step)[:OTHERS]
         self.part = ordered[torch.cat([torch.arange(HARDEST), rest])]
-        few = tuple(x[:CALIBRATION] for x in network.calibration)
-        self._small = replace(network, calibration=few, _seen=None)
         # means of the same samples as the look's, so that chance cancels; covariances of all
-        self._small._seen = (dict(self._small.channel_means()), dict(network.covariances()))
+        self._small = network.on_other_calibration(tuple(x[:CALIBRATION] for x in network.calibration))
 
     def at(self, policy: ResolvedPolicy, weights: dict[str, Tensor]) -> Seen:
         """Look at a policy whose weights, pruned and factorised, are known."""
@@ -108,14 +106,13 @@ class Look:
             return Seen(tuple(scores.tolist()), None)
         noise = ROUNDING
         if is_reduced(self.network, policy):
-            drift, spread = self._drift
-            found, noise = found + drift, math.hypot(LEFT * spread, ROUNDING)
+            noise = math.hypot(LEFT * self._spread, ROUNDING)
         wrong = tuple(0.5 * math.erfc(m / noise / math.sqrt(2.0)) for m in found.tolist())
         return Seen(tuple(scores.tolist()), wrong)
 
     def prepare(self) -> None:
         """Work out now what is the same for all policies, rather than within the first one's look."""
-        _ = self._drift
+        _ = self._spread
 
     def hopeless(self, seen: Seen, bar: float) -> bool:
         """Whether a policy is all but certain not to beat the bar."""
@@ -146,8 +143,8 @@ class Look:
         return margins if bool(((margins > 0) == (scores == 1)).all()) else None
 
     @cached_property
-    def _drift(self) -> tuple[Tensor, float]:
-        """What all calibration samples in place of few do to the dense network's margins, and its size."""
+    def _spread(self) -> float:
+        """What all calibration samples in place of few do to the uncompressed network's margins: RMS."""
         import torch
 
         from compressors.recalibrate import recalibrate
@@ -155,13 +152,13 @@ class Look:
         graph, margins = self.network.structure.graph, []
         with torch.no_grad():
             for network in (self._small, self.network):
-                weights = recalibrate(graph, dict(network.weights), network, {})
+                weights = recalibrate(graph, dict(network.weights), network, {}, absolute=True)
                 outputs = _run(graph, weights, self.part.inputs)
                 margins.append(self._margins(outputs, self.metric.score(outputs, self.part.targets)))
         few, every = margins
         if few is None or every is None:
-            return torch.zeros(SAMPLES), 0.0
-        return every - few, float((every - few).square().mean().sqrt())
+            return 0.0
+        return float((every - few).square().mean().sqrt())
 
 
 def hopeless(seen: Seen, terms: Terms, bar: float) -> bool:

@@ -63,8 +63,9 @@ def recover(
 ) -> Recovered:
     """Train one policy's network for about ``seconds``; never returns worse than it started with.
 
-    Batches come from ``task.batches(seed, 64)``; labels are used only where the task has a loss. With
-    ``floats`` of an earlier recovery of the same policy it goes on from there.
+    Batches come from ``task.batches(seed, 64)``, smaller ones where steps are slow; labels are used only
+    where the task has a loss. With ``floats`` of an earlier recovery of the same policy it goes on from
+    there.
     """
     one = Recovery(task, network, policy, numerics, seconds, seed=seed, floats=floats)
     while not one.over:
@@ -208,7 +209,7 @@ class Recovery:
     def _optimiser(self, stage: Stage) -> torch.optim.Adam:
         if self._adam is None:
             s, length = self.state, self._parts[self.state.part].seconds
-            step_seconds = self._distiller.warm(stage)
+            step_seconds = self._distiller.warm(stage, length)
             if math.isnan(s.rate):
                 s.rate = self._distiller.tried_rate(stage, TRYING * length, step_seconds)
             self._adam = self._distiller.optimiser(stage)

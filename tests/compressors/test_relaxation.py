@@ -76,7 +76,7 @@ def settled(name: str) -> tuple[Network, PolicySpace, RelaxedNetwork]:
     """The network with the batch-norm statistics that its calibration data has, relaxed on these data."""
     base = network_of(name)
     with torch.no_grad():
-        weights = recalibrate(base.structure.graph, dict(base.weights), base, {})
+        weights = recalibrate(base.structure.graph, dict(base.weights), base, {}, absolute=True)
     network = Network(base.structure, weights, base.calibration, base.skeletons)
     space = PolicySpace(network.structure, EIGHT)
     return network, space, RelaxedNetwork(network, space, Numerics(), [base.calibration])

@@ -102,7 +102,9 @@ def test_a_change_without_effect_ends_where_it_is() -> None:
 def test_losses_are_those_of_real_policies(name: str) -> None:
     """The same policies through `compress`'s own steps, statistics and reconstruction found by themselves."""
     wild, space = network_of(name), space_of(name)
-    settled = recalibrate(wild.structure.graph, dict(wild.weights), wild, {})  # as of a trained network
+    settled = recalibrate(
+        wild.structure.graph, dict(wild.weights), wild, {}, absolute=True
+    )  # as of a trained network
     network = Network(wild.structure, settled, wild.calibration, wild.skeletons)
     changes, top = Changes(network, space), space.cardinalities - 1
     inputs = tuple(x[:16] for x in network.calibration)

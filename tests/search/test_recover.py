@@ -193,6 +193,25 @@ def test_the_learning_rate_is_the_one_that_a_short_cycle_shows_to_be_best(
         assert stage.finite
 
 
+def test_slow_steps_get_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, scorer, policy = problem()
+    where = (scorer.network, policy, scorer.numerics)
+    seen = list[int]()
+
+    def batches(seed: int, size: int) -> Any:
+        for inputs, targets in task.batches(seed, size):
+            seen.append(len(inputs[0]))
+            yield inputs, targets
+
+    watched = replace(task, train_batches=batches)
+    for step, seconds, wanted in ((1e-3, 10.0, 64), (0.1, 10.0, 32), (5.0, 60.0, 16)):
+        distiller, stage = Distiller(watched, scorer.network, 0), float_stage(*where, reduced(*where[:2]))
+        monkeypatch.setattr(distiller, "_timed", lambda _, step=step: step)
+        assert distiller.warm(stage, seconds) == step
+        assert distiller.step(stage, distiller.optimiser(stage), 1e-3)
+        assert seen[-1] == wanted
+
+
 class OneDevice(TorchDispatchMode):
     """Refuses operations on tensors of two devices, but those that move one and those of plain numbers."""
 
