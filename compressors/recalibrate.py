@@ -113,7 +113,7 @@ class _Pass:
         self.wanted = wanted
         self.stored = stored
         self.updates: dict[str, Tensor] = {}
-        self.statistics: dict[str, list[Moments]] = {}
+        self.statistics: dict[str, list[tuple[Moments, Moments | None]]] = {}
         self.deltas: dict[str, Tensor] = {}
         self.moments: dict[str, Moments] = {}
         self.normalised: dict[str, list[Node]] = {}
@@ -223,17 +223,20 @@ class _Pass:
                 part.add_(delta.reshape(shape))
         for norm in self.normalised.get(tensor, ()):
             stored_mean, stored_var = norm.inputs[3:5]
-            self.moments[norm.name] = self._relative(norm, (mean, var))
+            was = self.before.get(norm.name)
+            self.moments[norm.name] = self._relative(norm, (mean, var), was)
             calls = self.statistics.setdefault(stored_mean, [])
-            calls.append(self.moments[norm.name])
-            self.updates[stored_mean], self.updates[stored_var] = _pooled(calls)
+            calls.append(((mean, var), was))
+            together = _pooled([now for now, _ in calls])
+            once = [m for _, m in calls if m is not None]
+            found = self._relative(norm, together, _pooled(once) if once else None)
+            self.updates[stored_mean], self.updates[stored_var] = found
 
-    def _relative(self, norm: Node, now: Moments) -> Moments:
+    def _relative(self, norm: Node, now: Moments, was: Moments | None) -> Moments:
         """The trained statistics, changed as far as compression changes what reaches a batch-norm."""
-        if norm.name not in self.before:
+        if was is None:
             return now
         mean, var = (self.weights[t] for t in norm.inputs[3:5])
-        was = self.before[norm.name]
         lacking = (_LEAST * var - was[1]).clamp_min(torch.finfo(var.dtype).tiny)
         ratio = (now[1] + lacking) / (was[1] + lacking)
         return mean + (now[0] - was[0]), var * ratio

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.apply import Network, fold, reduced
+from compressors.apply import Network, fold, reduced, shrunk
 from compressors.execute import run
 from compressors.graph import Node
 from compressors.policy import Policy, ResolvedPolicy
+from compressors.prune import kept_indices, prune
+from compressors.recalibrate import recalibrate
 from compressors.skeleton import concrete, skeleton_of, unknowns
 from tests.compressors.helpers import ALL, MIXED, network_of, random_policy, space_of
 from tests.compressors.networks import inputs_for
@@ -64,12 +67,73 @@ def halved(name: str) -> tuple[Network, ResolvedPolicy]:
     return network_of(name), space.resolve(space.uniform(0.5))
 
 
+def settled(network: Network) -> Network:
+    """The network as if trained on its calibration data."""
+    weights = recalibrate(network.structure.graph, dict(network.weights), network, {}, absolute=True)
+    return replace(network, weights=weights, _seen=None)
+
+
+def counted_anew(network: Network, policy: ResolvedPolicy) -> dict[str, Tensor]:
+    """Weights with the statistics of the calibration data themselves."""
+    skeleton = network.skeletons.of(policy)
+    graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
+    kept = kept_indices(network.evidence, policy.kept, policy.criterion)
+    return recalibrate(graph, shrunk(network, policy), network, kept, absolute=True)
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise-separable", "conv1d", "inception"])
+def test_statistics_change_as_far_as_the_data_change(name: str) -> None:
+    """Behind the statistics that were found: trained mean plus difference, trained variance times ratio."""
+    network, policy = halved(name)
+    network = settled(network).on_other_calibration(tuple(1.3 * x for x in network.calibration))
+    skeleton = network.skeletons.of(policy)
+    graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
+    weights, plain = reduced(network, policy), shrunk(network, policy)
+    kept = kept_indices(network.evidence, policy.kept, policy.criterion)
+    checked = 0
+
+    def look(node: Node, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        nonlocal checked
+        scale, offset, mean, var = node.inputs[1:]
+        was = network.norm_moments()[node.name]
+        sliced = [prune(network.structure, {t: m}, kept)[t] for t, m in zip((mean, var), was, strict=True)]
+        dims = [d for d in range(x.dim()) if d != 1]
+        found = x.mean(dims), x.var(dims, correction=0)
+        torch.testing.assert_close(given[mean], plain[mean] + found[0] - sliced[0], rtol=1e-3, atol=1e-4)
+        usual = sliced[1] > 0.2 * plain[var]
+        ratio = (plain[var] * found[1] / sliced[1])[usual]
+        torch.testing.assert_close(given[var][usual], ratio, rtol=1e-3, atol=1e-4)
+        checked += int(usual.sum())
+        return F.batch_norm(x, given[mean], given[var], given[scale], given[offset], False, 0.0, 1e-5)
+
+    run(graph, weights, network.calibration, norm_hook=look)
+    assert checked > 20
+
+
+def test_data_unlike_those_of_the_training_do_no_harm() -> None:
+    """A network that loses next to nothing answers as before, whatever its calibration data are."""
+    network = settled(network_of("residual"))
+    space = space_of("residual")
+    policy = space.resolve(Policy(keep={space.structure.groups[-1].name: 0.9}))
+    assert not network.strange_data
+    strange = network.on_other_calibration(tuple(0.3 * x[:24] + 1.0 for x in network.calibration))
+    assert strange.strange_data
+    wanted = run(network.structure.graph, network.weights, network.calibration)[0]
+    off = []
+    for weights in (reduced(strange, policy), counted_anew(strange, policy)):
+        skeleton = network.skeletons.of(policy)
+        graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
+        found = run(graph, weights, network.calibration)[0]
+        off.append(float((found - wanted).square().mean() / wanted.var()))
+    assert off[0] < 0.25 * off[1]
+
+
 @pytest.mark.parametrize("name", ["residual", "depthwise-separable", "conv1d", "inception"])
 def test_statistics_are_those_torch_counts_on_the_same_batch(name: str) -> None:
     network, policy = halved(name)
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
-    weights = reduced(network, policy)
+    weights = counted_anew(network, policy)
     checked = 0
 
     def count(node: Node, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
@@ -133,7 +197,7 @@ def test_a_batch_norm_called_several_times_gets_the_statistics_of_all_calls() ->
     network, policy = halved("shared-weights")
     skeleton = network.skeletons.of(policy)
     graph = concrete(skeleton.unfolded, skeleton, unknowns(policy, network.structure))
-    weights = reduced(network, policy)
+    weights = counted_anew(network, policy)
     seen: list[Tensor] = []
 
     def look(node: Node, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
