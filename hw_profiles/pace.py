@@ -96,18 +96,25 @@ class Visits:
         return self.seen[1].best <= self.seen[0].best * (1.0 + WITHIN[self.seen[0].clock])
 
     @property
+    def least(self) -> Sample:
+        """The fastest, with the kernels of all that told of them and ran the same graph."""
+        return replace(self.seen[0], record=self._record)
+
+    @property
     def sample(self) -> Sample:
-        """The two fastest together, with the kernels of all that ran the same graph."""
-        first, *others = self.seen
-        records = [one.record for one in self.seen if one.record is not None]
-        same = [r for r in records if r.optimised == records[0].optimised]
-        record = first.record
-        if same:
-            events = tuple(event for r in same for event in r.events)
-            record = KernelRecord(same[0].optimised, events, sum(r.runs for r in same))
-        both = (first, *others[:1])
+        """The two fastest together, with those kernels."""
+        both = self.seen[:2]
         wall, cpu = tuple(t for one in both for t in one.wall), tuple(t for one in both for t in one.cpu)
-        return replace(first, wall=wall, cpu=cpu, record=record)
+        return replace(self.least, wall=wall, cpu=cpu)
+
+    @property
+    def _record(self) -> KernelRecord | None:
+        records = [one.record for one in self.seen if one.record is not None]
+        if not records:
+            return None
+        same = [r for r in records if r.optimised == records[0].optimised]
+        events = tuple(event for r in same for event in r.events)
+        return KernelRecord(same[0].optimised, events, sum(r.runs for r in same))
 
 
 __all__ = ["ANCHOR", "WITHIN", "Pace", "Visits"]

@@ -279,7 +279,7 @@ class _Profiling:
             del self.visits[key]
         else:
             self.again[key] = work
-        best = visits.sample if over else visits.seen[0]
+        best = visits.sample if over else visits.least
         stable, why = best.verdict()
         if stable:
             self._keep(best, work)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from hw_profiles.devices import Sample, Work
+from hw_profiles.devices import KernelRecord, Sample, Work
 from hw_profiles.pace import Pace, Visits
 
 ANCHOR = Work("anchor", b"", threads=2, runs=8, rounds=4)
@@ -53,3 +54,13 @@ def test_a_time_counts_when_two_batches_have_seen_it() -> None:
     assert visits.sample.best == pytest.approx(5.0)
     assert visits.sample.wall == (*sample((5.0, 8.4, 8.5, 5.1)).wall, *sample((8.6, 5.2, 5.3, 8.4)).wall)
     assert visits.sample.verdict()[0]
+
+
+def test_kernels_that_one_batch_told_stay_whichever_was_faster() -> None:
+    record = KernelRecord(b"graph", ({"dur": 3},), 1)
+    visits = Visits()
+    visits.tell(replace(sample((8.5, 8.4, 8.5, 8.6)), record=record))
+    visits.tell(sample((5.0, 8.4, 8.5, 5.1)))
+    assert visits.least.best == pytest.approx(5.0)
+    assert visits.least.record == visits.sample.record == record
+    assert Visits([sample((1.0, 1.0))]).least.record is None
