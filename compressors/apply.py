@@ -35,7 +35,7 @@ RANGE_SAMPLES = 128
 #: Bytes of rounded activations remembered between policies.
 ROUNDED_BYTES = 160 << 20
 #: Median |log ratio| of calibration data's variances to the trained ones beyond which these data are strange:
-#: 0.02 to 0.05 on data of the training's kind, 0.1 on synthesised tones, 0.15 on crops of a few photos.
+#: 0.02 to 0.03 on data of the training's kind, 0.10 on synthesised tones, 0.19 on crops of a few photos.
 STRANGE = 0.075
 
 
