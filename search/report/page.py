@@ -125,7 +125,8 @@ def _tiles(results: Results, picked: Point) -> list[dict[str, str]]:
     tiles = []
     score, drop = picked.get("validation"), picked.get("drop")
     if score is not None:
-        lost = "" if drop is None else f"{format_points(drop)} below the uncompressed network"
+        side = "" if drop is None else "better" if drop < 0 else "worse"
+        lost = "" if drop is None else f"{format_points(abs(drop))} {side} than the uncompressed network"
         tiles.append(
             {"name": f"{metric}, validation", "value": format_metric(score["value"], unit), "note": lost}
         )
