@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
 import shlex
@@ -90,7 +91,10 @@ class SshDevice(AgentDevice):
         write_frame(body, head, blobs)
         finished = False
         try:
-            self._run(line.send(body.getvalue()), self._patience)
+            try:
+                self._run(line.send(body.getvalue()), self._patience)
+            except OSError as error:
+                raise DeviceError(f"{self.where} stopped answering: {self._last_words(line)}") from error
             while (frame := read_frame(_Stream(self, line))) is not None:
                 finished = finished or bool({"done", "fault", str(head["do"])} & frame[0].keys())
                 yield frame
@@ -135,8 +139,13 @@ class SshDevice(AgentDevice):
             options["known_hosts"] = str(self._known_hosts) if there else b""
         try:
             line = await asyncssh.connect(self._host, **options)
-        except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed) as error:
-            raise DeviceError(self._about_the_key(error)) from error
+        except (
+            asyncssh.HostKeyNotVerifiable,
+            asyncssh.KeyExchangeFailed,
+            asyncssh.ConnectionLost,
+            ConnectionResetError,
+        ) as error:
+            raise DeviceError(await self._about_the_key(error)) from error
         except asyncssh.PermissionDenied as error:
             raise DeviceError(
                 f"{self.where} refuses the login; `ssh {self.where.partition(':')[0]}` must work without a "
@@ -156,21 +165,28 @@ class SshDevice(AgentDevice):
             raise DeviceError(f"{self.where} runs no command: {plain(str(error))}") from error
         return _Line(line, process)
 
-    def _about_the_key(self, error: Exception) -> str:
+    async def _about_the_key(self, error: Exception) -> str:
         """Whether the host is unknown or its key is another one than before."""
         import asyncssh
 
         path = Path(self._known_hosts or Path.home() / ".ssh" / "known_hosts")
-        known: Sequence[object] = ()
+        known: Sequence[asyncssh.SSHKey] = ()
         if path.is_file():
             known = asyncssh.read_known_hosts(str(path)).match(self._host, "", self._port or None)[0]
-        if known:
+        lost = isinstance(error, (asyncssh.ConnectionLost, ConnectionResetError))
+        if lost and known:
+            # A host that hangs up on a key it lacks can cut the line before its reason arrives: ask it.
+            with contextlib.suppress(OSError, asyncssh.Error, TimeoutError):
+                asking = asyncssh.get_server_host_key(self._host, self._port or ())
+                shown = await asyncio.wait_for(asking, _CONNECT_SECONDS)
+                lost = shown is None or shown.public_data in {key.public_data for key in known}
+        if known and not lost:
             entry = f"[{self._host}]:{self._port}" if self._port else self._host
             return (
                 f"the host key of {self.where} has changed: it is not the one in {path.name}. Either it "
                 f"was set up anew (`ssh-keygen -R '{entry}'`), or somebody stands in between; not connected"
             )
-        if isinstance(error, asyncssh.KeyExchangeFailed):
+        if not isinstance(error, asyncssh.HostKeyNotVerifiable):
             return f"cannot reach {self.where} over SSH: {plain(str(error))}"
         return (
             f"{self.where} is not in {path.name}. Log in once with `ssh` and compare its fingerprint; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,43 @@ def raw_server(answer: Callable[[socket.socket, dict[str, Any]], None]) -> Itera
         threading.Thread(target=run, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def restless_line(port: int, cuts: int, *, reset: bool) -> Iterator[int]:
+    """A port that ends (or resets) its first `cuts` connections after their first words, then leads on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as ends:
+
+        def pump(source: socket.socket, sink: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while part := source.recv(65536):
+                    sink.sendall(part)
+                sink.shutdown(socket.SHUT_WR)
+
+        def run() -> None:
+            left = cuts
+            with contextlib.suppress(OSError):
+                while True:
+                    line, _ = listener.accept()
+                    if left:
+                        left -= 1
+                        line.recv(65536)
+                        if reset:
+                            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        line.close()
+                        continue
+                    there = socket.create_connection(("127.0.0.1", port))
+                    for end in (line, there):
+                        ends.callback(end.close)
+                    for pair in ((line, there), (there, line)):
+                        threading.Thread(target=pump, args=pair, daemon=True).start()
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            yield listener.getsockname()[1]
         finally:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)

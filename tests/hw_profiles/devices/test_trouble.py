@@ -29,7 +29,14 @@ from hw_profiles.errors import DeviceError
 from hw_profiles.probes import probe
 from hw_profiles.profiles import ProfileStore
 from hw_profiles.profiling import Progress, profile
-from tests.hw_profiles.devices.servers import TOKEN, SshServer, http_agent, raw_server, ssh_server
+from tests.hw_profiles.devices.servers import (
+    TOKEN,
+    SshServer,
+    http_agent,
+    raw_server,
+    restless_line,
+    ssh_server,
+)
 
 WORKS = [Work(f"lenet {i}", probe("lenet", i), runs=8) for i in range(4)]
 FACTS = {
@@ -110,7 +117,10 @@ def test_ssh_line_cut_half_way_comes_back_and_leaves_nothing(
     assert len(store.open(device.facts(), 1).rows) == 4
 
 
-def test_ssh_agent_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("noticed", [False, True])
+def test_ssh_agent_killed_leaves_nothing(
+    noticed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "there").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "there"))
     with ssh_server(tmp_path) as server, _ssh(server) as device:
@@ -118,6 +128,9 @@ def test_ssh_agent_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         first = _left(tmp_path / "there")
         assert len(first) == 1
         os.kill(int(first[0].split("-")[1]), signal.SIGKILL)
+        if noticed:  # the line's end is there before the next request
+            assert device._line is not None
+            device._run(device._line.process.channel.wait_closed(), 20.0)
         _fails(device.condition, "stopped answering", "illed")
         assert _left(tmp_path / "there") == []
         assert device.condition().load is not None  # the next request starts another
@@ -178,6 +191,27 @@ def test_host_keys_and_logins(tmp_path: Path) -> None:
             _fails(device.facts, "answers nonsense: not a frame")
     with _ssh(server) as device:
         _fails(device.facts, "cannot reach me@127.0.0.1", "over SSH")
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_line_cut_before_the_host_says_why(changed: bool, reset: bool, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(ssh_server(tmp_path))
+        behind = int(server.address.rpartition(":")[2])
+        port = stack.enter_context(restless_line(behind, 1, reset=reset))
+        key = asyncssh.generate_private_key("ecdsa-sha2-nistp256") if changed else server.host_key
+        entry = f"[127.0.0.1]:{port}"
+        hosts = tmp_path / "hosts"
+        hosts.write_text(f"{entry} {key.export_public_key().decode()}", encoding="utf-8")
+        address = f"me@127.0.0.1:{port}"
+        options = {"python": sys.executable, "client_keys": [server.client_key], "known_hosts": hosts}
+        device = stack.enter_context(SshDevice(address, **options))  # type: ignore[arg-type]
+        if changed:
+            _fails(device.facts, "has changed", f"ssh-keygen -R '{entry}'", "not connected")
+        else:
+            _fails(device.facts, f"cannot reach {address}", "onnection ")
+            assert device.facts().cores > 0
 
 
 def test_wrong_tokens_and_addresses() -> None:
