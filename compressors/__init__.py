@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .apply import Network, compress
+    from .apply import compress
     from .compressed import Compressed
     from .errors import CompressorError, NumericsError, PolicyError, TraceError
     from .factors import Factorisation, Step, factorisation
     from .graph import Graph, Structure
     from .importance import criterion
+    from .network import Network
     from .policy import FLOAT, Factor, Policy, ResolvedPolicy
     from .quantize import range_method, weight_scale
     from .resolve import Numerics
@@ -33,7 +34,7 @@ _HOME = {
     "Factor": "policy",
     "Factorisation": "factors",
     "Graph": "graph",
-    "Network": "apply",
+    "Network": "network",
     "Numerics": "resolve",
     "NumericsError": "errors",
     "Policy": "policy",

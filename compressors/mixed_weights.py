@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .apply import Network, weight_axis
 from .errors import PolicyError
 from .factorize import factorize
 from .factors import FACTORISATIONS, Step
 from .graph import ChannelGroup, Layer, Node
 from .importance import kept_units
 from .mixed_bits import MixedBits
+from .network import Network
 from .policy import Factor, Policy
 from .quantize import quantize_weight
 from .reconstruct import predictor, reconstructible, surviving
 from .resolve import Numerics
+from .rounding import weight_axis
 from .space import Choice, PolicySpace
 
 #: Counts of kept channels whose reconstruction is worked out, per group; between two of them it is

@@ -20,7 +20,7 @@ from .prefix import content_digest, narrow_points, prefix_keys
 from .prune import prune
 
 if TYPE_CHECKING:
-    from .apply import Network
+    from .network import Network
 
 #: Samples a chunk: a few megabytes of activations in small networks.
 CHUNK = 64

@@ -31,13 +31,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .apply import RANGE_SAMPLES, Network, fast_layout
 from .compressed import ActivationCode, Code
 from .errors import PolicyError
 from .execute import compute, run, schedule
 from .graph import VIEW_OPS, Node
 from .mixed_bits import MixedBits
 from .mixed_weights import Mask, MixedWeights
+from .network import RANGE_SAMPLES, Network, fast_layout
 from .quantize import code_of, fake_quantize
 from .recalibrate import channel_axis, channel_mean, fitted, shifted
 from .resolve import Numerics

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .apply import Network
 from .errors import CompressorError, near
 from .execute import run
 from .factorize import factorize
 from .factors import FACTORISATIONS, factor_shapes
 from .graph import ChannelGroup, Structure
 from .importance import CRITERIA, Evidence, scores
+from .network import Network
 from .policy import Factor, Policy, ResolvedPolicy
 from .quantize import RANGES, WEIGHT_SCALES, activation_code, fake_quantize, quantize_weight
 from .registry import Registry

@@ -105,7 +105,7 @@ def real_world(family: str, variant: str, target_name: str) -> World:
     import torch
     from heldout_networks import VARIANTS
 
-    from compressors.apply import Network
+    from compressors.network import Network
     from hw_profiles.target import load_target
     from search.abilities import abilities_of
     from search.estimate import Estimator

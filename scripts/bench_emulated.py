@@ -40,7 +40,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from emulated_layers import LAYERS, layer_models  # noqa: E402
 from roundtrip_networks import Case, trained_case  # noqa: E402
 
-from compressors.apply import Network, compress  # noqa: E402
+from compressors.apply import compress  # noqa: E402
+from compressors.network import Network  # noqa: E402
 from compressors.space import PolicySpace  # noqa: E402
 from hw_profiles.devices.contract import Work  # noqa: E402
 from hw_profiles.devices.emulated import EmulatedArm, EmulatedX86, InstructionSample  # noqa: E402

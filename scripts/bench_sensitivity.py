@@ -43,8 +43,9 @@ from torch import Tensor
 from agents.pricing import Pricer
 from agents.reference import reference
 from agents.repair import random_feasible
-from compressors.apply import Network, compress, shrunk
+from compressors.apply import compress, shrunk
 from compressors.memo import Memo
+from compressors.network import Network
 from compressors.policy import ResolvedPolicy
 from compressors.sensitivity import (
     first_order_losses,

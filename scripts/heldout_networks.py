@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
+from compressors.network import Network
 from compressors.policy import FLOAT, Policy
 from compressors.space import PolicySpace
 from hw_profiles.target import load_target

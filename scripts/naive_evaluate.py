@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from compressors.apply import RANGE_SAMPLES, Network, shrunk
+from compressors.apply import shrunk
 from compressors.compressed import ActivationCode
+from compressors.network import RANGE_SAMPLES, Network
 from compressors.policy import ResolvedPolicy
 from compressors.prune import kept_indices
 from compressors.quantize import find_code, quantize_weight

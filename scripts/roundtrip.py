@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from roundtrip_networks import Case, real_cases, trained_case  # noqa: E402
 
-from compressors.apply import Network, compress  # noqa: E402
+from compressors.apply import compress  # noqa: E402
+from compressors.network import Network  # noqa: E402
 from compressors.space import PolicySpace  # noqa: E402
 from hw_profiles.target import load_target  # noqa: E402
 from search.abilities import abilities_of  # noqa: E402

@@ -29,7 +29,8 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from compressors.apply import Network, compress  # noqa: E402
+from compressors.apply import compress  # noqa: E402
+from compressors.network import Network  # noqa: E402
 from compressors.policy import ResolvedPolicy  # noqa: E402
 from compressors.skeleton import SkeletonCache, concrete, placement, unknowns  # noqa: E402
 from compressors.space import PolicySpace  # noqa: E402

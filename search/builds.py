@@ -15,7 +15,7 @@ from .lowering import Lowering
 from .units import format_ms
 
 if TYPE_CHECKING:
-    from compressors.apply import Network
+    from compressors.network import Network
 
     from .config import RunConfig
 

@@ -18,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.apply import Network, finish, fold, round_folded, weight_axis
+from compressors.apply import finish, fold, round_folded
 from compressors.compressed import Compressed
 from compressors.errors import NumericsError
 from compressors.execute import run
 from compressors.graph import Graph, Node
+from compressors.network import Network
 from compressors.policy import ResolvedPolicy
 from compressors.quantize import fake_quantize, quantize_weight
 from compressors.resolve import Numerics
+from compressors.rounding import weight_axis
 from compressors.skeleton import concrete, unknowns
 
 from .threads import torch_threads

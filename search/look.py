@@ -21,8 +21,8 @@ from compressors.resolve import Numerics
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressors.apply import Network
     from compressors.graph import Graph
+    from compressors.network import Network
     from search.task import Metric, Split
 
 #: Calibration samples of the look.

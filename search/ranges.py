@@ -18,8 +18,8 @@ from .errors import UsageError
 from .lowering import Lowering
 
 if TYPE_CHECKING:
-    from compressors.apply import Network
     from compressors.graph import Graph
+    from compressors.network import Network
     from hw_profiles.target import Target
 
 #: Not the name of a way to find ranges: the better one of `STATIC` and dynamic ones.
@@ -101,7 +101,8 @@ def _loss(network: Network, policy: ResolvedPolicy, abilities: Abilities) -> flo
     """Nats that a policy loses a sample, on calibration samples that are evenly spaced."""
     import torch
 
-    from compressors.apply import batched, compress
+    from compressors.apply import compress
+    from compressors.network import batched
     from compressors.sensitivity.divergence import divergence, outputs_of
     from compressors.simulate import answers
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compressors.apply import Network, finish, reduced
+from compressors.apply import finish, reduced
 from compressors.compressed import Compressed
 from compressors.errors import NumericsError
+from compressors.network import Network
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
 

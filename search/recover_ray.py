@@ -27,7 +27,7 @@ from typing import Any
 
 from ray import tune
 
-from compressors.apply import Network
+from compressors.network import Network
 from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
 

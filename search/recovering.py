@@ -20,7 +20,7 @@ from .stored import from_file, read_parts, to_bytes
 if TYPE_CHECKING:
     import torch
 
-    from compressors.apply import Network
+    from compressors.network import Network
     from compressors.policy import ResolvedPolicy
     from compressors.resolve import Numerics
 
@@ -109,7 +109,7 @@ class State:
     @classmethod
     def read(cls, folder: Path, network: Network, policy: ResolvedPolicy, numerics: Numerics) -> Self:
         """What `write` wrote, of the same policy. Raises InputError."""
-        from compressors.apply import fast_layout
+        from compressors.network import fast_layout
 
         document, tensors = read_parts(folder / TRAINED)
         if document.get("policy") != policy.digest:

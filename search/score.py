@@ -25,8 +25,8 @@ from .look import Terms
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressors.apply import Network
     from compressors.compressed import Compressed
+    from compressors.network import Network
     from search.answers import Answers
     from search.look import Look
     from search.task import Metric, Split, Task
@@ -39,7 +39,7 @@ class Scorer:
     """
 
     def __init__(self, task: Task, network: Network, numerics: Numerics, runtime: bool = True) -> None:
-        from compressors.apply import fast_layout
+        from compressors.network import fast_layout
 
         from .memory import keep_freed_memory
 
@@ -54,7 +54,7 @@ class Scorer:
     @classmethod
     def of(cls, task: Task, numerics: Numerics, criterion: str = "obs") -> Scorer:
         """Trace the task's network and get ready to score: what all policies need is worked out once."""
-        from compressors.apply import Network
+        from compressors.network import Network
 
         network = Network.from_module(task.network, task.example, task.calibration)
         network.rank_channels(criterion)

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from compressors.apply import Network
 from compressors.compressed import ActivationCode, Code, Compressed, DynamicCode, WeightCode
+from compressors.network import Network
 from compressors.policy import DYNAMIC, ResolvedPolicy
 from compressors.resolve import Numerics
 from compressors.skeleton import concrete, placed, unknowns

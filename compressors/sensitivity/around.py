@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from ..apply import Network, batched, compress, folded_network, shrunk
+from ..apply import compress, folded_network, shrunk
 from ..graph import Graph, Structure
+from ..network import Network, batched
 from ..policy import FLOAT, ResolvedPolicy
 from ..prefix import run_shared
 from ..simulate import answers

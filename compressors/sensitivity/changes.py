@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..apply import Network, fast_layout, fold, shrunk
+from ..apply import fold, shrunk
 from ..graph import Graph, Layer
+from ..network import Network, fast_layout
 from ..policy import FLOAT, ResolvedPolicy
 from ..prune import kept_indices
 from ..recalibrate import shifted

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..apply import Quantizing
 from ..graph import WEIGHT_OPS, Graph, Node
 from ..quantize import code_of, fake_quantize
+from ..rounding import Quantizing
 from .changes import Change, Changes
 from .suffix import surviving
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..apply import Network
+from ..network import Network
 from ..space import PolicySpace
 from .changes import Change
 from .divergence import divergence

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..apply import Network
 from ..execute import run
 from ..graph import WEIGHT_OPS
+from ..network import Network
 from ..space import PolicySpace
 from .changes import Change
 from .deltas import activation_changes, weight_changes

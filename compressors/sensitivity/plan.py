@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..apply import Network, batched
+from ..network import Network, batched
 from ..space import PolicySpace
 from .changes import Change, Changes
 from .divergence import Output, outputs_of

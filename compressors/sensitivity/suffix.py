@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..apply import Quantizing
 from ..execute import compute, schedule
 from ..graph import VIEW_OPS, WEIGHT_OPS, Graph, Node, Structure
 from ..recalibrate import Moments, channel_axis, channel_mean, moments
 from ..resolve import Numerics
+from ..rounding import Quantizing
 from .changes import Change
 
 #: Added to variances when they are compared, in units of their mean: channels that are dead stay dead.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressors.apply import Network
 from compressors.graph import ChannelGroup, Graph, Structure
+from compressors.network import Network
 from compressors.policy import ResolvedPolicy
 from compressors.space import Abilities, PolicySpace
 from tests.compressors.networks import inputs_for, networks, oddities

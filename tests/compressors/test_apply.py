@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.apply import Network, batched, compress
+from compressors.apply import compress
 from compressors.compressed import Compressed
 from compressors.errors import NumericsError, PolicyError
 from compressors.execute import run
+from compressors.network import Network, batched
 from compressors.policy import Policy, ResolvedPolicy
 from compressors.resolve import Numerics
 from compressors.simulate import answers, simulate

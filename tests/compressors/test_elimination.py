@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from compressors import elimination
-from compressors.apply import Network
 from compressors.elimination import elimination_order
 from compressors.graph import ChannelGroup
+from compressors.network import Network
 
 
 def network_with(width: int) -> Network:

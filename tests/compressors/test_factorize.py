@@ -13,11 +13,12 @@ from tensorly import cp_to_tensor
 from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
-from compressors.apply import Network, compress, reduced
+from compressors.apply import compress, reduced
 from compressors.errors import NumericsError, PolicyError
 from compressors.execute import run
 from compressors.factorize import factorize
 from compressors.factors import factor_shapes
+from compressors.network import Network
 from compressors.policy import Factor, Policy, ResolvedPolicy
 from compressors.skeleton import concrete, unknowns
 from compressors.space import Abilities, Numerics, PolicySpace

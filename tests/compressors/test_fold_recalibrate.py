@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.apply import Network, fold, reduced, shrunk
+from compressors.apply import fold, reduced, shrunk
 from compressors.execute import run
 from compressors.graph import Node
+from compressors.network import Network
 from compressors.policy import Policy, ResolvedPolicy
 from compressors.prune import kept_indices, prune
 from compressors.recalibrate import recalibrate

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
 from compressors.execute import run
+from compressors.network import Network
 from compressors.policy import Policy
 from compressors.space import Abilities, PolicySpace
 from tests.compressors.helpers import ALL, network_of

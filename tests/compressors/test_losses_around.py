@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressors.apply import batched, compress
+from compressors.apply import compress
+from compressors.network import batched
 from compressors.sensitivity import around, losses_around
 from compressors.sensitivity.changes import Changes
 from compressors.sensitivity.divergence import divergence

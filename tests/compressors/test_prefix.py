@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
 from compressors.execute import run
+from compressors.network import Network
 from compressors.prefix import PrefixCache, content, content_digest, narrow_points, run_shared
 from compressors.resolve import Numerics
 from compressors.space import PolicySpace

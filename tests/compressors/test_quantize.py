@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
 from compressors.compressed import ActivationCode
 from compressors.errors import NumericsError, PolicyError
 from compressors.execute import run
+from compressors.network import Network
 from compressors.policy import Policy
 from compressors.quantize import (
     RANGES,

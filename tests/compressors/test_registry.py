@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
 from compressors.errors import CompressorError, PolicyError
 from compressors.factors import FACTORISATIONS
 from compressors.graph import Structure
 from compressors.importance import CRITERIA
+from compressors.network import Network
 from compressors.policy import Policy, ResolvedPolicy
 from compressors.quantize import RANGES, WEIGHT_SCALES
 from compressors.space import Abilities, PolicySpace

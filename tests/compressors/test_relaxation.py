@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressors.apply import Network, compress, shrunk
+from compressors.apply import compress, shrunk
 from compressors.errors import PolicyError
 from compressors.execute import run
 from compressors.mixed_bits import MixedBits
 from compressors.mixed_weights import anchored
+from compressors.network import Network
 from compressors.policy import FLOAT
 from compressors.prune import kept_indices, prune
 from compressors.recalibrate import fitted, recalibrate

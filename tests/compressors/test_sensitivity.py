@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.apply import Network, batched, folded_network
+from compressors.apply import folded_network
 from compressors.execute import compute
 from compressors.graph import Graph, Node
+from compressors.network import Network, batched
 from compressors.policy import FLOAT
 from compressors.recalibrate import recalibrate
 from compressors.resolve import Numerics

@@ -148,6 +148,6 @@ def test_unknown_operations_stay_and_are_listed() -> None:
 
 
 def _network(module: nn.Module, example: tuple[Tensor, ...]):  # type: ignore[no-untyped-def]
-    from compressors.apply import Network
+    from compressors.network import Network
 
     return Network.from_module(module.eval(), example, example)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.apply import Network
 from compressors.graph import Node, TensorType
+from compressors.network import Network
 from compressors.policy import Policy, ResolvedPolicy
 from compressors.skeleton import unknowns
 from compressors.space import PolicySpace

@@ -9,7 +9,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
+from compressors.network import Network
 from compressors.policy import DYNAMIC
 from compressors.simulate import answers
 from compressors.space import PolicySpace

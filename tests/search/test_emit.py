@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
 from compressors.compressed import ActivationCode
 from compressors.execute import run
+from compressors.network import Network
 from compressors.policy import Policy
 from compressors.resolve import Numerics
 from compressors.simulate import simulate

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
+from compressors.network import Network
 from compressors.policy import FLOAT, Policy
 from compressors.simulate import answers
 from compressors.space import PolicySpace

@@ -8,7 +8,8 @@ import onnx
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
+from compressors.network import Network
 from compressors.resolve import Numerics
 from compressors.space import Abilities, PolicySpace
 from hw_profiles.target import load_target

@@ -9,7 +9,8 @@ import onnx
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
+from compressors.network import Network
 from compressors.policy import Policy
 from compressors.resolve import Numerics
 from compressors.space import Abilities, PolicySpace

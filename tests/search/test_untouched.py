@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
+from compressors.network import Network
 from compressors.space import Abilities, PolicySpace
 from hw_profiles.target import load_target
 from search.abilities import abilities_of

@@ -10,8 +10,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compressors.apply import Network, compress
+from compressors.apply import compress
 from compressors.compressed import WeightCode
+from compressors.network import Network
 from compressors.policy import Policy
 from compressors.resolve import Numerics
 from compressors.space import Abilities, PolicySpace
