@@ -27,7 +27,7 @@ from hw_profiles.local import VECTOR_FACTORS, slower
 from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
 from hw_profiles.residual import Observed, Residual, View, cells_of, features, fit_residual, touched_bytes
 from hw_profiles.target import Target, load_target
-from hw_profiles.threaded import Single, after_divided, fit_numbers, fixed_us, kernel_us
+from hw_profiles.threaded import Single, after_divided, fit_numbers, fixed_us, kernel_us, own_us, touching
 
 #: Networks below which nothing is left out to calibrate: the interval stays the prior's, then narrows.
 LEAST_TO_CALIBRATE = 12
@@ -37,6 +37,8 @@ FOLDS = 5
 #: Kernels faster than this tell nothing by themselves: the profiler counts whole microseconds, and with
 #: several threads it adds 2 to 3 of its own to each.
 LEAST_KERNEL_US, LEAST_DIVIDED_US = 2.0, 4.0
+#: The same where several threads rest on one: a kernel's own time is what the profiler says less 3 to 4.
+LEAST_OWN_US, LEAST_OWN_SHARE = 12.0, 0.3
 _LEAST_US = 0.05
 
 
@@ -120,7 +122,11 @@ class Learned:
         costs = self.single._priced(view, spread=False)[0]
         part = view.part(self.threads)
         alone = Single(
-            costs.busy_us + costs.overhead_us, part, after_divided(part), costs.classes, costs.network_us
+            costs.busy_us + costs.overhead_us,
+            part,
+            after_divided(part, touching(view.batch)),
+            costs.classes,
+            costs.network_us,
         )
         return replace(
             costs,
@@ -172,8 +178,7 @@ def learn(
 ) -> Learned:
     """Fit everything to measured networks; none give the target as it is. Deterministic by seed.
 
-    `single`: what was learned of one thread. Several threads then rest on it, and whole networks alone tell
-    of them: under the profiler several threads take times of their own.
+    `single`: what was learned of one thread. Several threads then rest on it.
 
     Without `calibrated` nothing is left out (six times faster) and intervals stay the prior's: for planning.
 
@@ -187,8 +192,8 @@ def learn(
         )
     target = loops
     flat = flatten([(m.batch, m.ms, m.sigma) for m in measured], [m.kernel_us for m in measured], target)
-    flat = _scaled(flat, target)
     single = single if threads > 1 and single is not None and single.networks else None
+    flat = _scaled(flat, target) if single is None else flat
     model = _fit(flat, target, threads, seed, single)
     errors, levels = (
         _left_out(flat, target, threads, seed, single) if calibrated else (np.zeros(0), np.zeros(0))
@@ -199,7 +204,7 @@ def learn(
             errors, levels = errors[steady], levels[steady]
     calibration = calibrate(errors, levels, target.cost.interval)
     error = float(np.median(np.abs(np.expm1(errors)))) if len(errors) else float("nan")
-    kernels = int(np.isfinite(flat.kernel_us).sum()) if single is None else 0
+    kernels = int(np.isfinite(flat.kernel_us).sum())
     return replace(
         model, calibration=calibration, networks=len(flat), kernels=kernels, error=error,
         origin=dict(origin or {}),
@@ -235,7 +240,7 @@ def _scaled(flat: Flat, target: Target) -> Flat:
     count = np.maximum(np.bincount(flat.owner, minlength=len(flat)), 1)
     added = np.maximum(0.0, (flat.sums(raw) - whole) / count)
     least = np.full(len(flat), np.inf)
-    np.minimum.at(least, flat.owner, raw)
+    np.fmin.at(least, flat.owner, raw)
     trimmed = np.maximum(raw - np.minimum(added, least)[flat.owner], 0.2)
     times = trimmed * (whole / flat.sums(trimmed))[flat.owner]
     return replace(flat, kernel_us=times)
@@ -263,7 +268,7 @@ def _fit(flat: Flat, target: Target, threads: int, seed: int, single: Learned | 
 
 
 def _fit_threaded(flat: Flat, threads: int, seed: int, single: Learned) -> tuple[dict[str, float], Residual]:
-    """(numbers, residual) of several threads, from whole networks."""
+    """(numbers, residual) of several threads: numbers from whole networks, the rest from kernels as well."""
     priced = [single.costs(flat.network(n)) for n in range(len(flat))]
     part = longest_part(flat.batch, threads)
     alone = Single(
@@ -274,13 +279,26 @@ def _fit_threaded(flat: Flat, threads: int, seed: int, single: Learned) -> tuple
         priced[0].network_us,
     )
     numbers = fit_numbers(flat.owner, flat.network_us, alone)
+    price, fixed = (
+        np.maximum(kernel_us(numbers, alone)[0], _LEAST_US),
+        max(fixed_us(numbers, alone), _LEAST_US),
+    )
     seen = Observed(
-        np.maximum(kernel_us(numbers, alone)[0], _LEAST_US), max(fixed_us(numbers, alone), _LEAST_US),
-        flat.owner, np.full(len(flat.owner), np.nan), flat.network_us, flat.sigma,
+        price, fixed, flat.owner, _own_us(flat, part, price, fixed), flat.network_us, flat.sigma
     )  # fmt: skip
     names, found = cells_of(flat.batch, flat.cold, part)
     x = _shapes(flat, cache_bytes(single.target)[0])
     return numbers, fit_residual(names, found[0], x, seen, seed, threaded.SHAPE_SIGMA, threaded.POINTS)
+
+
+def _own_us(flat: Flat, part: Array, price_us: Array, fixed_us: float) -> Array:
+    """(n,) what kernels of steady networks take on several threads, NaN where the profiler cannot tell."""
+    profiled = flat.kernel_us + 0.5  # it rounds down
+    excess = flat.sums(profiled) + fixed_us - flat.network_us
+    excess = np.where(flat.sigma <= STEADY, excess, np.nan)
+    own = own_us(flat.owner, profiled, excess, flat.network_us, part[0] < 1.0, touching(flat.batch))
+    told = (price_us >= LEAST_OWN_US) & (own > LEAST_OWN_SHARE * price_us) & np.isfinite(excess[flat.owner])
+    return np.where(told, own, np.nan)
 
 
 def _shapes(flat: Flat, core_bytes: float) -> NDArray[np.float32]:

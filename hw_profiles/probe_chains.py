@@ -17,6 +17,8 @@ from hw_profiles.probes import Graph
 
 #: Work of a probe, multiply-accumulates, drawn log-uniformly; a CPU core does some 10^10 a second.
 LEAST_MACS, MOST_MACS = 2e5, 3e8
+#: Share of probes that are small throughout, and their most: in them what every kernel costs at least shows.
+SMALL_SHARE, SMALL_MACS = 0.2, 2e6
 #: Elements of one tensor at most: 4 MB of floats.
 _MOST_ELEMENTS = 1 << 20
 _WIDEST = 1024
@@ -34,6 +36,7 @@ class Chain(Graph):
     style: int = 4
     macs_left: float = 1e7
     layers_only: float = 0.0
+    small: bool = False
     integers: set[str] = field(default_factory=set)
 
     def quantised(self, x: str, signed: bool = True) -> str:
@@ -116,12 +119,11 @@ def random_probe(seed: int, kind: str = "", precision: str = "") -> bytes:
     kind = kind or str(rng.choice(list(KINDS), p=[0.64, 0.30, 0.06]))
     precision = precision or str(rng.choice(["fp32", "int8", "mixed"], p=[0.33, 0.33, 0.34]))
     share = {"fp32": 0.0, "int8": 1.0, "mixed": float(rng.uniform(0.4, 0.95))}[precision]
-    graph = Chain(
-        rng,
-        act_share=share,
-        style=int(rng.choice([16, 8, 4, 1], p=[0.25, 0.2, 0.4, 0.15])),
-        macs_left=float(np.exp(rng.uniform(np.log(LEAST_MACS), np.log(MOST_MACS)))),
-    )
+    style = int(rng.choice([16, 8, 4, 1], p=[0.25, 0.2, 0.4, 0.15]))
+    small = bool(rng.random() < SMALL_SHARE)
+    least, most = (LEAST_MACS / 10, SMALL_MACS) if small else (LEAST_MACS, MOST_MACS)
+    macs = float(np.exp(rng.uniform(np.log(least), np.log(most))))
+    graph = Chain(rng, act_share=share, style=style, macs_left=macs, small=small)
     source = "input"
     return graph.finish(KINDS[kind](graph, source), source)
 
@@ -132,9 +134,10 @@ def random_probe(seed: int, kind: str = "", precision: str = "") -> bytes:
 def image(g: Chain, source: str) -> str:
     """Convolutions, pools, additions and concatenations on an image, then a head."""
     rng = g.rng
-    side = int(np.exp(rng.uniform(np.log(6), np.log(226))))
+    side = int(np.exp(rng.uniform(np.log(6), np.log(40 if g.small else 226))))
     other = side if rng.random() < 0.85 else max(1, int(side * rng.uniform(0.2, 1.0)))
-    g.shapes[source] = (1, int(rng.choice([1, 3, 3, 3, 4, 16, 32, 64])), side, other)
+    channels = int(rng.choice([1, 1, 3, 3, 4, 8] if g.small else [1, 3, 3, 3, 4, 16, 32, 64]))
+    g.shapes[source] = (1, channels, side, other)
     if np.prod(g.shapes[source]) > _MOST_ELEMENTS:
         g.shapes[source] = (1, 3, side, other)
     x = g.quantised(source)
@@ -286,10 +289,11 @@ IMAGE_STEPS: list[tuple[Step, float]] = [
 def tokens(g: Chain, source: str) -> str:
     """Projections, attention, normalisation and activations on (1, tokens, features)."""
     rng = g.rng
-    count = int(np.exp(rng.uniform(np.log(8), np.log(200))))
+    count = int(np.exp(rng.uniform(np.log(8), np.log(40 if g.small else 200))))
     if rng.random() < 0.5:  # sequences come in round lengths
         count = max(8, count // 16 * 16)
-    size = int(rng.choice([16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384]))
+    sizes = [16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384]
+    size = int(rng.choice(sizes[:5] if g.small else sizes))
     g.shapes[source] = (1, count, g.width(256, 8))
     if rng.random() < 0.85:
         g.layers_only, g.act_share = g.act_share, 0.0

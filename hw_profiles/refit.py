@@ -21,7 +21,7 @@ from hw_profiles.costs.base import CLASSES, Shapes
 from hw_profiles.costs.threads import longest_part
 from hw_profiles.kernel import COLUMNS, Array, KernelBatch, activation_width
 from hw_profiles.target import Constant, Target
-from hw_profiles.threaded import after_divided
+from hw_profiles.threaded import after_divided, touching
 
 Key = tuple[str, str]
 
@@ -67,9 +67,8 @@ class Flat:
 
     def after_divided(self, part: Array) -> Array:
         """(1, n) as of `threaded.after_divided`: no network's first kernel comes after another's last."""
-        found = after_divided(part)
-        found[0, np.searchsorted(self.owner, np.arange(len(self)))] = 0.0
-        return found
+        first = np.searchsorted(self.owner, np.arange(len(self)))[self.owner]
+        return after_divided(part, touching(self.batch), first)
 
     def network(self, n: int) -> KernelBatch:
         """The kernels of network n, (1, K)."""

@@ -107,8 +107,7 @@ def cells_of(
 ) -> tuple[list[str], NDArray[np.intp]]:
     """(names, (P, K) index of each kernel's name); what is divided among threads has functions of its own.
 
-    But for matrix products: whether they are divided follows their size, which their function sees. `part`
-    (P, K) is the share that the busiest thread does, None where there is one thread.
+    `part` (P, K) is the share that the busiest thread does, None where there is one thread.
     """
     return _divided(*_kinds(batch, cold), part)
 
@@ -119,7 +118,6 @@ def _divided(
     if part is None:
         return names, found
     divided = part < 1.0
-    divided &= ~np.array([name.startswith("gemm") for name in names])[found]
     used = np.unique(found[divided]) if divided.any() else np.zeros(0, dtype=np.intp)
     places = np.zeros(len(names), dtype=np.intp)
     places[used] = np.arange(len(names), len(names) + len(used))

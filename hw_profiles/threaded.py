@@ -4,11 +4,12 @@ One thread's times are measured cleanly (processor time, which other work does n
 in a minute; several threads' neither. So a kernel's time on several threads starts from its time on one, by
 few numbers a class of cost which networks measured with several threads tell:
 
-    not divided    serial x time, + after where the kernel before it was divided: its data lie with others
+    not divided    serial x time, + after where what it reads was written divided: its data lie with others
     divided        longest x (longest part of the time) + rest x (what others do meanwhile) + wait
 
 and a run's fixed cost is that of one thread, times a factor. Where nothing was measured a divided kernel
-takes its longest part, and nothing waits.
+takes its longest part, and nothing waits. Times of single kernels under the profiler tell the rest apart,
+once what it adds to each is taken off.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from hw_profiles.costs.base import CLASSES, Index
-from hw_profiles.kernel import Array
+from hw_profiles.kernel import VIEW_OPS, Array, KernelBatch
 
 #: Pseudo-networks that hold every number to where it starts.
 _HELD = 0.3
@@ -51,10 +53,23 @@ class Single:
     fixed_us: float
 
 
-def after_divided(part: Array) -> Array:
-    """(P, K) 1 for kernels whose predecessor was divided."""
+def touching(batch: KernelBatch) -> NDArray[np.bool_]:
+    """(K,) whether a kernel touches data; changes of shape do not."""
+    return np.array([kind.op not in VIEW_OPS for kind in batch.kinds], dtype=bool)
+
+
+def after_divided(part: Array, touching: NDArray[np.bool_], first: Index | None = None) -> Array:
+    """(P, K) 1 for kernels that read what a divided one wrote; `touching` (K,) says which touch data at all.
+
+    What touches none (a change of shape) hands on what came before. `first` (K,) is the place of the first
+    kernel of each one's network, 0 by default.
+    """
+    places = np.arange(part.shape[1])
+    last = np.maximum.accumulate(np.where(touching, places, -1))
+    before = np.concatenate([[-1], last[:-1]])
+    known = touching & (before >= (0 if first is None else first))
     found = np.zeros(part.shape)
-    found[:, 1:] = part[:, :-1] < 1.0
+    found[:, known] = part[:, before[known]] < 1.0
     return found
 
 
@@ -111,4 +126,28 @@ def fit_numbers(owner: Index, measured_us: Array, single: Single) -> dict[str, f
     return dict(zip(names, map(float, found), strict=True))
 
 
-__all__ = ["START", "Single", "after_divided", "fit_numbers", "fixed_us", "kernel_us"]
+def own_us(
+    owner: Index, profiled_us: Array, excess_us: Array, measured_us: Array, divided: NDArray[np.bool_],
+    touching: NDArray[np.bool_],
+) -> Array:  # fmt: skip
+    """(n,) what kernels take of their own: their times under the profiler less what that adds to each.
+
+    It adds so much to a divided kernel, to one that is not, and to one that touches no data; how much tells
+    `excess_us` (N,), by which the kernels of a network exceed the `measured_us` of all. NaN is unknown.
+    """
+    count = len(measured_us)
+    kinds = np.stack([divided, ~divided & touching, ~divided & ~touching]).astype(float)
+    known = np.isfinite(excess_us)
+    if not known.any():
+        return np.full(len(owner), np.nan)
+    sums = np.stack([np.bincount(owner, weights=kind, minlength=count) for kind in kinds], axis=1)[known]
+    excess, weight = np.maximum(excess_us[known], 0.0), 1.0 / measured_us[known]
+    found = np.zeros(len(kinds))
+    for _ in range(_ROUNDS):
+        found = nnls(sums * weight[:, None], excess * weight)[0]
+        error = (sums @ found - excess) / measured_us[known]
+        weight = 1.0 / measured_us[known] / np.sqrt(1.0 + (error / _SPREAD) ** 2)
+    return np.asarray(profiled_us - found @ kinds)
+
+
+__all__ = ["START", "Single", "after_divided", "fit_numbers", "fixed_us", "kernel_us", "own_us", "touching"]
