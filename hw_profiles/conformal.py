@@ -19,9 +19,6 @@ from hw_profiles.target import Interval
 _Z90 = NormalDist().inv_cdf(0.95)
 #: Spread that no network is without: minima of CPU time repeat within 1.1 %, and sums of kernels are off.
 FLOOR = 0.02
-#: Networks of other families than the profile's are harder than those left out of it, by this factor on the
-#: spread; measured by scripts/bench_predictor_local.py.
-SHIFT = 1.25
 #: Quantiles kept of the scores.
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 
@@ -50,7 +47,7 @@ class Calibration:
         quantile = float(np.interp(level, (0.0, *LEVELS), (0.0, *self.quantiles)))
         if not self.count:
             return np.full(np.shape(difficulty), quantile * self.prior_sigma)
-        return np.asarray(quantile * SHIFT * np.hypot(FLOOR, difficulty))
+        return np.asarray(quantile * np.hypot(FLOOR, difficulty))
 
 
 def calibrate(errors: Array, difficulty: Array, interval: Interval) -> Calibration:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hw_profiles.profiles import Profile
 
 #: Raised with every change to what is learned or how it is kept.
-VERSION = 4
+VERSION = 5
 _ARRAYS = ("points", "whiten", "weights", "root")
 
 
