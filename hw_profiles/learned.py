@@ -186,10 +186,8 @@ def learn(
     """
     loops = loops_of(target)
     if not measured:
-        prior = target.cost.interval
-        return Learned(
-            target, threads, Residual(), Calibration.of_prior(prior), 0, 0, float("nan"), dict(origin or {})
-        )
+        prior = Calibration.of_prior(target.cost, threads)
+        return Learned(target, threads, Residual(), prior, 0, 0, float("nan"), dict(origin or {}))
     target = loops
     flat = flatten([(m.batch, m.ms, m.sigma) for m in measured], [m.kernel_us for m in measured], target)
     single = single if threads > 1 and single is not None and single.networks else None
@@ -202,7 +200,7 @@ def learn(
         steady = flat.sigma <= STEADY
         if steady.sum() >= LEAST_TO_CALIBRATE:
             errors, levels = errors[steady], levels[steady]
-    calibration = calibrate(errors, levels, target.cost.interval)
+    calibration = calibrate(errors, levels, target.cost, threads)
     error = float(np.median(np.abs(np.expm1(errors)))) if len(errors) else float("nan")
     kernels = int(np.isfinite(flat.kernel_us).sum())
     return replace(
@@ -257,7 +255,7 @@ def _audible(flat: Flat, price_us: Array, threads: int) -> Flat:
 
 def _fit(flat: Flat, target: Target, threads: int, seed: int, single: Learned | None = None) -> Learned:
     """What a profile teaches, without calibration."""
-    unknown = Calibration.of_prior(target.cost.interval)
+    unknown = Calibration.of_prior(target.cost, threads)
     if single is not None:
         numbers, residual = _fit_threaded(flat, threads, seed, single)
         return Learned(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hw_profiles.conformal import prior_sigma
 from hw_profiles.correction import Correction, fit_correction
 from hw_profiles.costs import CLASSES, CostModel, Costs, cost_model
 from hw_profiles.errors import BadKernelsError, UnsupportedSettingError
@@ -178,8 +179,7 @@ class Predictor:
         """Standard deviation of log(measured / predicted)."""
         if self.correction.measurements:
             return self.correction.log_sigma
-        interval = self.target.cost.interval
-        return math.hypot(interval.log_sigma.value, math.log(interval.runtime_factor.value) / _Z90)
+        return prior_sigma(self.target.cost, self.threads or self.target.default_threads)
 
     def _backing(self, costs: Costs) -> str:
         text = self.target.backing if self.learned is None else self.learned.backing
