@@ -103,8 +103,8 @@ def _simple(batch: KernelBatch, s: Shapes, members: list[int], threads: int) -> 
                 written > LEAST_REORDERED, _part(blocks, np.full(written.shape, float(threads))), 1.0
             )
             continue
-        if table == "skipnorm":  # by rows
-            wanted = np.minimum(written / np.maximum(s.cin[:, j], 1.0), threads)
+        if table == "skipnorm":  # by rows, which are (batch, tokens)
+            wanted = np.minimum(np.maximum(s.batch[:, j] * s.cin[:, j], 1.0), threads)
         elif table == "reorder_in":
             wanted = np.clip(np.floor(written / REORDERED_A_THREAD), 1.0, threads)
         elif table in ("concat", "qtranspose"):
