@@ -73,7 +73,7 @@ def render_profiled(found: Profiled) -> str:
         lines.append("stopped  what was measured is kept; the same command goes on")
     if found["unit"] == "ms":
         host = " --host ..." if found["emulated"] else ""
-        lines.append(f"next     search --target {found['target']}{host}")
+        lines.append(f"next     search --target {found['target']} --threads {found['threads']}{host}")
     return "\n".join(lines) + "\n"
 
 
