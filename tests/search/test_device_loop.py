@@ -46,11 +46,11 @@ def test_every_point_of_the_front_is_measured_on_the_host(tmp_path: Path, measur
 def test_a_run_with_a_host_is_measured_again_and_exported_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = str(tmp_path / "run")
+    run = str(tmp_path / "run")  # a loose budget: wall times of two threads here are not what is tested
     with http_agent() as address:
         there = ["--host", address, "--token", TOKEN, "--accept-unstable"]
         search.run(
-            target="raspberry-pi-4", host=address, token=TOKEN, measure="final", max_latency="0.6x",
+            target="raspberry-pi-4", host=address, token=TOKEN, measure="final", max_latency="0.95x",
             accept_unstable=True, out=run, **(QUICK | {"threads": 2}),
         )  # fmt: skip
         assert main(["measure", run, *there, "--soak", "0s", "--json"]) == 0
