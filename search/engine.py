@@ -33,6 +33,7 @@ from .explanation import explanation
 from .journal import Journal
 from .pool import OFF, PooledEvaluator, open_pool
 from .private import forget, place_of
+from .proxies import proxies
 from .result import RunResult
 from .results import Event, Results, RunFacts
 from .rounds import search_policies, time_first, timed_shortlist
@@ -370,7 +371,9 @@ def _results(
     results["notes"] = [{"subject": s, "reason": r} for s, r in notes]
     if delivered is not None:
         delivered.into(results)
-        results["explanation"] = explanation(setup, study, delivered.candidate.searched.policy.digest)
+        chosen = delivered.candidate.searched.policy.digest
+        results["explanation"] = explanation(setup, study, chosen)
+        results["proxies"] = [] if this.pool is None else proxies(setup, study, this.pool, chosen)
     if this.stopped and delivered is None:
         results["run"]["state"] = "interrupted"
     this.timings["total"] = time.perf_counter() - started

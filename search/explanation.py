@@ -30,7 +30,7 @@ def explanation(setup: Setup, study: Study, digest: str) -> list[Explained]:
 
     entries = (*study.known, *study.entries)
     found = next((e.suggestion for e in entries if e.suggestion.policy.digest == digest), None)
-    indices = None if found is None else _indices(setup, found)
+    indices = None if found is None else indices_of(setup, found)
     if indices is None:
         return []
     structure = setup.space.structure
@@ -40,8 +40,8 @@ def explanation(setup: Setup, study: Study, digest: str) -> list[Explained]:
     return sorted(rows, key=lambda r: order.get(r["layer"], -1))
 
 
-def _indices(setup: Setup, suggestion: Suggestion) -> NDArray[np.int64] | None:
-    """Value indices of a suggestion, unless its point is of another space (an earlier run's)."""
+def indices_of(setup: Setup, suggestion: Suggestion) -> NDArray[np.int64] | None:
+    """Value indices (d,) of a suggestion, unless its point is of another space (an earlier run's)."""
     space = setup.space
     if len(suggestion.point) != space.dimension:
         return None
@@ -85,4 +85,4 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-__all__ = ["explanation", "first_layer"]
+__all__ = ["explanation", "first_layer", "indices_of"]

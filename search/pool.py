@@ -23,6 +23,7 @@ from compressors.version import COMPRESSOR_VERSION
 from .errors import TailorbirdError
 from .evaluate import Evaluator, Finished, Job
 from .evidence import EVIDENCE_VERSION, Evidence, Score, judge
+from .look import estimate
 from .pool_address import OFF, open_store
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ class Pool:
     Attributes:
         found: evaluations whose scores followed from what the pool knew.
         computed: evaluations of which something, or everything, had to be computed.
+        estimates: what first looks said of the metric, by the policy's digest, as far as they passed through.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class Pool:
     ) -> None:
         self.scorer = scorer
         self.found = self.computed = 0
+        self.estimates: dict[str, float] = {}
         self._store = store
         self._readable = self._writable = store is not None
         self._tell = tell
@@ -198,10 +201,11 @@ class Pool:
             self._tell(f"{problem.message} The search goes on without it.")
             return None
         self._hear()
-        return found if found is None or found.fits(self.scorer.terms) else None
+        return None if found is None or not found.fits(self.scorer.terms) else self._seen(policy, found)
 
     def learn(self, policy: ResolvedPolicy, evidence: Evidence) -> None:
         """Keep what was found out about a policy."""
+        self._seen(policy, evidence)
         if self._store is None or not self._writable:
             return
         try:
@@ -242,6 +246,11 @@ class Pool:
             return ""
         kept = "" if self._writable else ", not all of which could be kept"
         return f"{self.found} of {total} evaluations were known, {self.computed} computed{kept}"
+
+    def _seen(self, policy: ResolvedPolicy, evidence: Evidence) -> Evidence:
+        if evidence.look is not None:
+            self.estimates[policy.digest] = estimate(evidence.look, self.scorer.terms.count)[0]
+        return evidence
 
     def _hear(self) -> None:
         while self._store is not None and self._store.notes:

@@ -258,6 +258,16 @@ class Explained(TypedDict):
     why: str
 
 
+class Proxy(TypedDict):
+    """How a cheap stand-in ranked `policies` that were scored in full: Spearman, with a 95 % interval."""
+
+    name: str
+    policies: int
+    spearman: float
+    low: float
+    high: float
+
+
 class Cell(TypedDict):
     """A policy on one target. ``same``: as it was made for the other; else the nearest it executes."""
 
@@ -312,6 +322,7 @@ class Results(TypedDict):
     matrix: NotRequired[Matrix | None]
     notes: NotRequired[list[Note]]
     explanation: NotRequired[list[Explained]]  # of the picked point, in the order of the layers
+    proxies: NotRequired[list[Proxy]]
     steps: NotRequired[list[Step]]
     timings: NotRequired[dict[str, float]]
     files: NotRequired[list[str]]

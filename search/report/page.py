@@ -107,6 +107,7 @@ def _context(results: Results) -> dict[str, Any]:
         "why_heading": why.HEADING,
         "why_changed": changed,
         "why_left": left,
+        "ranked": _ranked(results),
         "agreement_caption": _agreement_caption(results),
         "matrix": None if matrix is None else matrix_cells(matrix, results["task"]["metric_unit"]),
         "matrix_notes": [] if matrix is None else _matrix_notes(matrix, results),
@@ -197,6 +198,17 @@ def _row_kind(label: str) -> str:
     if label.startswith("*"):
         return "picked"
     return "" if label.strip().isdigit() else "reference"
+
+
+def _ranked(results: Results) -> str:
+    """How well what the search relies on ranked the policies; "" where it was not told."""
+    rows = [
+        f"the {p['name']} {p['spearman']:.2f} ({p['low']:.2f} to {p['high']:.2f}, {p['policies']} policies)"
+        for p in results.get("proxies") or []
+    ]
+    if not rows:
+        return ""
+    return f"How well stand-ins ranked what was scored in full (Spearman, 95 % interval): {', '.join(rows)}."
 
 
 def _agreement_caption(results: Results) -> str:
