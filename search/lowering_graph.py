@@ -8,7 +8,7 @@ from, the rest follows from shape rules. What no rule covers is told by its name
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -30,6 +30,8 @@ from search.lowering_template import (
 )
 
 WEIGHTED = CONV_OPS | MATMUL_OPS
+#: How onnxruntime calls the convolution that it makes of a batch-norm between blocked ones.
+_NORM = "_bn_nchwc"
 
 
 def read_template(model: onnx.ModelProto, source: Source, origin: str) -> Template:
@@ -58,8 +60,9 @@ def _kernel(r: Reading, node: onnx.NodeProto) -> SymbolicKernel:
         attrs.setdefault("channels_last", 1)
     data = [t for t in node.input if t and t not in r.constants]
     weighted = node.op_type in WEIGHTED and any(len(r.constants.get(t, ())) >= 2 for t in node.input[1:])
-    owner = _owner(r, node, attrs) if weighted else None
-    outs = outputs_of(r, node, attrs, owner)
+    norm = _norm(r, node) if weighted else None
+    owner = _owner(r, node, attrs) if weighted and norm is None else None
+    outs = outputs_of(r, node, attrs, owner) if norm is None else [r.sizes[data[0]]]
     for t, s in zip(node.output, outs, strict=False):
         if t:
             r.sizes[t] = s
@@ -70,12 +73,14 @@ def _kernel(r: Reading, node: onnx.NodeProto) -> SymbolicKernel:
         node.op_type,
         node.domain if node.domain != "ai.onnx" else "",
         "int8" if bits[0] else "fp32",
-        _label(r, node, owner),
+        _label(r, node, owner) if norm is None else norm.outputs[0],
         fused_of(node, attrs),
         weighted,
     )
     ins = [r.sizes[t] for t in data]
     cells = _cells(r, node, attrs, owner, ins, outs)
+    if norm is not None:  # one weight a channel
+        cells |= {"weight_elements": cell(ins[0][1]), "groups": cell(ins[0][1])}
     return SymbolicKernel(kind, cells, tuple(data), tuple(t for t in node.output if t))
 
 
@@ -119,7 +124,7 @@ def _owner(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any]) -> Node |
                 free = [n for n in callers if n.name not in r.used]
                 r.used.add((free or callers)[0].name)
                 return (free or callers)[0]
-    found = _behind(r, node, attrs)
+    found = behind(r, node.name, attrs.get("kernel_shape"))
     if found is None and node.op_type in CONV_OPS:
         raise UnreadableError(
             f"kernel {node.name!r} of the optimised graph belongs to no layer of the network"
@@ -129,12 +134,30 @@ def _owner(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any]) -> Node |
     return found
 
 
-def _behind(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any]) -> Node | None:
-    """By name: a blocked convolution is called after the tensor that its original wrote."""
-    graph = r.source.graph
-    name = re.sub(r"_token_\d+$", "", node.name.removesuffix("_nchwc"))
+def _norm(r: Reading, node: onnx.NodeProto) -> Node | None:
+    """The batch-norm that a blocked convolution of one weight a channel stands for; None for any other."""
+    return norm_of(r, node.name) if is_blocked(node) else None
+
+
+def norm_of(r: Reading, name: str) -> Node | None:
+    """The batch-norm that a kernel of this name stands for; None for any other kernel."""
+    own = re.sub(r"_token_\d+$", "", name)
+    found = _named(r.source.graph, own.removesuffix(_NORM)) if own.endswith(_NORM) else None
+    return found if found is not None and found.op == "batch_norm" else None
+
+
+def _named(graph: Graph, name: str) -> Node | None:
+    """The node that a name in the optimised graph goes back to."""
     base = name.split("/")[0]
-    start = graph.producer.get(base) or graph.by_name.get(base)
+    return graph.producer.get(base) or graph.by_name.get(base)
+
+
+def behind(r: Reading, name: str, window: Sequence[int] | None = None) -> Node | None:
+    """The layer's node a kernel executes, by the kernel's name: a blocked convolution is called after the
+    tensor that its original wrote. Each node is found once; ``window``: the kernel's sizes, if it has some.
+    """
+    graph = r.source.graph
+    start = _named(graph, re.sub(r"_token_\d+$", "", name.removesuffix("_nchwc")))
     seen, waiting = set(), [start] if start is not None else []
     while waiting:
         n = waiting.pop(0)
@@ -142,16 +165,15 @@ def _behind(r: Reading, node: onnx.NodeProto, attrs: Mapping[str, Any]) -> Node 
             continue
         seen.add(n.name)
         if n.op in WEIGHT_OPS:
-            if n.name not in r.used and _fits(graph, n, attrs):
+            if n.name not in r.used and _fits(graph, n, window):
                 return n
             continue
         waiting += [graph.producer[t] for t in n.inputs if t in graph.producer]
     return None
 
 
-def _fits(graph: Graph, n: Node, attrs: Mapping[str, Any]) -> bool:
-    kernel = attrs.get("kernel_shape")
-    return kernel is None or tuple(kernel) == tuple(graph.params[n.inputs[1]].shape[2:])
+def _fits(graph: Graph, n: Node, window: Sequence[int] | None) -> bool:
+    return window is None or tuple(window) == tuple(graph.params[n.inputs[1]].shape[2:])
 
 
 def _label(r: Reading, node: onnx.NodeProto, owner: Node | None) -> str:

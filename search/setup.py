@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from .config import RunConfig
 
+#: Median relative error up to which agents propose by estimates; beyond it by exact costs, which take longer.
+ESTIMATED = 0.15
+
 
 @dataclass
 class Setup:
@@ -229,7 +232,8 @@ def load_setup(config: RunConfig, task: Task | None = None, target: Target | Non
     setup.base_costs = setup.priced(base)
     setup.budget = config.budget(setup.base_costs)
     if setup.budget.max_memory_bytes is None:  # peak memory is a fact of a whole template
-        setup.estimator = Estimator.learned(space, lowering)
+        estimator = Estimator.learned(space, lowering)
+        setup.estimator = estimator if estimator.error <= ESTIMATED else None
     setup.timings["set-up"] = time.perf_counter() - start
     return setup
 

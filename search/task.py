@@ -193,6 +193,8 @@ def run_network(network: nn.Module, inputs: tuple[Tensor, ...], batch_size: int 
     import torch
 
     with torch.no_grad():
+        # of one column, the layout of images makes some of torch's convolutions wrong: `execute.misread`
+        inputs = tuple(x.contiguous() if x.dim() == 4 and x.shape[3] == 1 else x for x in inputs)
         parts = [
             as_outputs(network(*(x[start : start + batch_size] for x in inputs)))
             for start in range(0, len(inputs[0]), batch_size)

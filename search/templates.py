@@ -24,7 +24,7 @@ from hw_profiles.errors import DeviceError
 from search.dummies import dummy_model
 from search.foreign import PROCESSORS, foreign
 from search.lowering_graph import read_template
-from search.lowering_shapes import Source, TemplateError, UnreadableError
+from search.lowering_shapes import Reading, Source, TemplateError, UnreadableError
 from search.lowering_template import (
     SymbolicKernel,
     Template,
@@ -171,13 +171,18 @@ def read_or_run(model: bytes, source: Source, method: str) -> Template:
 
 def exact_template(found: Sequence[FoundKernel], source: Source, method: str) -> Template:
     """The template of kernels that a run showed, for its own sizes only."""
+    from search.lowering_graph import behind, norm_of
     from search.lowering_onnx import kind_of, row_of
 
-    graph = source.graph
+    graph, reading = source.graph, Reading(source, {}, {})
     kernels, tensors, widths = [], {t: count(source.formula(t)) for t in graph.inputs}, {}
     for k in found:
         param = k.weights[0].split("/")[0] if k.weights else ""
         caller = next(iter(graph.consumers.get(param, ())), None)
+        if caller is None and k.weight_bearing and norm_of(reading, k.name) is None:
+            caller = behind(reading, k.name, k.window or None)
+        if caller is not None:
+            reading.used.add(caller.name)
         layer = source.layer_of.get(caller.name, "") if caller is not None else ""
         kind = dataclasses.replace(kind_of(k), layer=layer)
         cells = {c: cell(v) for c, v in row_of(k).items()}

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..execute import convolved
 from ..graph import WEIGHT_OPS, Graph, Node
 from ..quantize import code_of, fake_quantize
 from ..rounding import Quantizing
 from .changes import Change, Changes
 from .suffix import surviving
-
-_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @torch.no_grad()
@@ -92,9 +90,9 @@ def product(graph: Graph, nodes: Sequence[Node], weights: Sequence[Tensor]) -> T
         if node.op == "conv_transpose" and groups == 1:
             weight = weight.transpose(0, 1)
         space = tuple(range(2, weight.dim()))
-        total = _CONVS[len(space)](
-            total, weight.flip(space), padding=[k - 1 for k in weight.shape[2:]], groups=groups
-        )
+        ones, padding = (1,) * len(space), tuple(k - 1 for k in weight.shape[2:])
+        attrs = {"stride": ones, "padding": padding, "dilation": ones, "groups": groups}
+        total = convolved(total, weight.flip(space), None, attrs)
     return total if turned else total.transpose(0, 1)
 
 

@@ -18,12 +18,14 @@ from hw_profiles.kernel import COLUMNS
 from hw_profiles.onnx_kernels import kernels_of
 from hw_profiles.target import load_target
 from search.abilities import abilities_of
+from search.estimate import Estimator
 from search.export_onnx import export_model
 from search.kernels_found import compare, read_kernels
 from search.lowering import Lowering
 from search.lowering_onnx import predict_onnx
+from search.lowering_shapes import Source
 from search.lowering_template import Dim, from_json, to_json
-from search.templates import TemplateStore, optimised
+from search.templates import TemplateStore, exact_template, optimised
 from tests.search.lowering_networks import Residual, Zoo, prepared
 
 X86 = "x86-avx512-vnni"
@@ -223,6 +225,47 @@ def test_rules_take_the_bits_of_the_policy(residual, tmp_path):
     assert (four["weight_bits"][0, at] == 4).all()
     assert (eight["weight_bits"][0, at] == 8).all()
     assert four.weight_bytes().sum() == eight.weight_bytes().sum() / 2
+
+
+class NormBehind(torch.nn.Module):
+    """A batch-norm behind an activation, which no convolution can take up, as CREPE has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(1, 32, (9, 1), (2, 1))
+        self.b = torch.nn.Conv2d(32, 16, (5, 1), padding=(2, 0))
+        self.first, self.second = torch.nn.BatchNorm2d(32), torch.nn.BatchNorm2d(16)
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, 64, 1) to (N, 4)."""
+        x = torch.max_pool2d(self.first(torch.relu(self.a(x))), (2, 1))
+        return self.head(self.second(torch.relu(self.b(x))).mean((2, 3)))
+
+
+def test_a_batch_norm_that_runs_as_a_convolution_is_read(tmp_path):
+    x = torch.randn(16, 1, 64, 1)
+    network = Network.from_module(prepared(NormBehind()), (x[:1],), (x,))
+    lowering = _lowering(network, tmp_path)
+    space = PolicySpace(network.structure, abilities_of(load_target(X86)))
+    policies = _resolved(space, 12)
+    assert not any(lowering.template(p).exact for p in policies)
+    kinds = lowering.template(policies[0]).kinds
+    if any(k.domain == "com.microsoft.nchwc" for k in kinds):  # this machine has blocked kernels
+        assert [k.layer for k in kinds if k.op == "Conv"] == ["a", "batch_norm", "b", "batch_norm_1"]
+    for policy in policies:
+        model = export_model(compress(network, policy, Numerics()))
+        assert not compare(lowering.kernels([policy])[0][1], read_kernels(model))
+        source = Source(network.structure.graph, {}, {"conv2d": "a", "conv2d_1": "b", "linear": "head"}, 1)
+        run = exact_template(read_kernels(model), source, "host")  # what is left where nothing can be read
+        if policy.act_bits:
+            continue
+        layers = [k.kind.layer for k in run.kernels if k.kind.weight_bearing and k.kind.layer]
+        assert set(layers) == {"a", "b", "head"}
+    estimator = Estimator.learned(space, lowering)
+    estimated = estimator.costs(policies)["latency_ms"]
+    np.testing.assert_allclose(estimated, lowering.costs(policies)["latency_ms"], rtol=0.2)
+    assert estimator.error < 0.05
 
 
 def test_a_size_no_rule_covers_is_priced_from_a_run(tmp_path):
