@@ -32,6 +32,8 @@ Floats = NDArray[np.float64]
 
 #: Of what is known at a start the best share is fitted, and widened by this much of the cube (Nomura et al.).
 GAMMA, ALPHA = 0.3, 0.15
+#: Outcomes that a Gaussian can be fitted to.
+LEAST = 2
 
 
 class CmaesAgent(SamplerAgent):
@@ -48,7 +50,7 @@ class CmaesAgent(SamplerAgent):
         self._learned, self._widened = 0, 1
 
     def ask(self, rng: np.random.Generator) -> Indices:
-        if len(self.told) < 2 or not len(self.open):
+        if len(self.told) < LEAST or not len(self.open):
             return rng.integers(0, self.space.cardinalities, dtype=np.int64)
         optimizer = self._folded()
         optimizer.reseed_rng(int(rng.integers(2**31)))
@@ -76,7 +78,7 @@ class CmaesAgent(SamplerAgent):
     def _first(self) -> int:
         """How many outcomes the first distribution is fitted to: those known beforehand, and a design."""
         known = next((k for k, t in enumerate(self.told) if t.number >= 0), len(self.told))
-        return known + len(self.design)
+        return max(known + len(self.design), LEAST)
 
     def _begin(self, count: int, widened: int) -> cmaes.CMA:
         """A Gaussian of the best of the first ``count`` outcomes."""

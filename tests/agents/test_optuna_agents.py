@@ -173,6 +173,17 @@ def test_cmaes_begins_at_the_best_known_and_moves_with_what_it_is_told() -> None
     assert (cells == agent.told[-1].indices[agent.open]).all()
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_do_without_a_design(name: str) -> None:
+    """Where no uniform policy, however filled, holds several tight limits there is none."""
+    problem = toy_problem(toy_space(4), share=0.5, evaluations=90)
+    agent = make_agent(name, problem, 0)
+    agent.design = []  # type: ignore[attr-defined]
+    history = run(agent, problem, 12, score_of(problem))
+    assert len(history) == 12
+    assert all(o.feasible for _, o in history)
+
+
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "cmaes"])
 def test_samplers_beat_random_at_equal_evaluations(name: str) -> None:
     problem = toy_problem(toy_space(4, 32), share=0.25, evaluations=60)
