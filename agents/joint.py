@@ -14,6 +14,7 @@ mutations of the best as candidates), on distances in the unit of measured losse
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice, zip_longest
@@ -21,14 +22,14 @@ from itertools import islice, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import SequentialAgent
+from .base import SequentialAgent, Told
 from .contract import Budget, Problem
 from .design import initial_design, settle
 from .embedding import points
 from .goals import Goal, staircase
 from .loss_table import LossTable, separable_loss
 from .moves import Mover
-from .pareto import reference_gain
+from .pareto import counts_from, reference_gain
 from .pricing import Indices, Pricer
 from .reference import losses_near
 from .repair import anchors, random_feasible
@@ -97,7 +98,7 @@ class JointAgent(SequentialAgent):
             return []
         if k not in self._ladders:
             budget = at_most(self.problem.budget, share * self._top)
-            least = reference_gain(self.problem) if share < 1.0 else -np.inf  # nothing to learn from a wreck
+            least = self._reference(self.told[:count]) if share < 1.0 else -np.inf  # a wreck teaches nothing
             known = [
                 t
                 for t in self.told[:count]
@@ -258,7 +259,7 @@ class JointAgent(SequentialAgent):
         if number % TURNS != FRONT:
             return Goal(budget, best, back, "joint: expected improvement at the budget")
         top = self._top
-        reference = reference_gain(problem)
+        reference = self._reference(self.told)
         steps = staircase(at[feasible], gain[feasible], reference)
         counting = at[feasible & (gain > reference)]
         least = max(
@@ -272,6 +273,12 @@ class JointAgent(SequentialAgent):
         below = gain[feasible & (at <= level)]
         lowest = float(back.warp(below.max())) if len(below) else float(back.warp(gain.min()))
         return Goal(at_most(budget, level), lowest, back, origin, None, steps, widest)
+
+    def _reference(self, told: Sequence[Told]) -> float:
+        """The gain from which a front counts: the problem's, or below the best where nothing reaches that."""
+        usual = reference_gain(self.problem)
+        most = max((t.gain for t in told if t.feasible), default=-np.inf)
+        return usual if most > usual or not np.isfinite(most) else counts_from(most)
 
     def _by_estimates(self, goal: Goal, at: Indices) -> Goal:
         """The goal with its limits moved by how far estimates are off around ``at``."""

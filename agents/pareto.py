@@ -46,8 +46,12 @@ def hypervolume(values: Floats, reference: Sequence[float], maximise: Sequence[b
 
 def reference_gain(problem: Problem) -> float:
     """Gain from which a front counts: a fifth of the uncompressed network's metric below it."""
-    base = problem.gain(problem.base_accuracy)
-    return base - 0.2 * abs(base)
+    return counts_from(problem.gain(problem.base_accuracy))
+
+
+def counts_from(gain: float) -> float:
+    """Gain from which a front counts whose best is ``gain``: a fifth below it."""
+    return gain - 0.2 * abs(gain)
 
 
 def usable(outcome: Outcome) -> bool:

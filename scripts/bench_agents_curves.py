@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agents.pareto import front_mask, hypervolume
 
 Floats = NDArray[np.float64]
-#: The metric below which nothing counts, as a share of the uncompressed network's.
+#: The metric below which no area counts, as a share of the best that the runs of a problem found.
 FLOOR = 0.8
 EVALUATIONS = (25, 50, 100, 200, 400)
 MINUTES = (1.0, 2.0, 5.0)
@@ -45,11 +45,6 @@ def marks_of(records: Iterable[Record]) -> list[Mark]:
 # -- one run
 
 
-def floor_of(record: Record) -> float:
-    """The least gain that counts."""
-    return record.base_gain - (1.0 - FLOOR) * abs(record.base_gain)
-
-
 def seconds_of(record: Record) -> Floats:
     """Replayed wall-clock at the end of each evaluation of ``[*known, *steps]``, shape (P,), from 0."""
     rows = [*record.known, *record.steps]
@@ -74,24 +69,23 @@ def reached(record: Record, mark: Mark) -> bool:
     return bool(record.steps) and float(seconds_of(record)[-1]) >= 60.0 * mark.at
 
 
-def points(record: Record, steps: Iterable[Step]) -> Floats:
-    """(gain, latency in ms) of what counts, shape (P, 2): usable, above the floor."""
-    floor = floor_of(record)
-    rows = [(s.gain, s.latency_ms) for s in steps if s.usable and s.gain is not None and s.gain > floor]
+def points(steps: Iterable[Step]) -> Floats:
+    """(gain, latency in ms) of what is usable, shape (P, 2)."""
+    rows = [(s.gain, s.latency_ms) for s in steps if s.usable and s.gain is not None]
     return np.array(rows, dtype=float).reshape(len(rows), 2)
 
 
-def best(record: Record, steps: Iterable[Step]) -> float:
-    """Best gain; the floor where nothing counts."""
-    found = points(record, steps)
-    return float(found[:, 0].max()) if len(found) else floor_of(record)
+def floor_of(found: Floats) -> float:
+    """The gain down to which area counts, of all points (P, 2) of a problem."""
+    most = float(found[:, 0].max(initial=-np.inf))
+    return most - (1.0 - FLOOR) * abs(most) if len(found) else 0.0
 
 
-def volume(record: Record, found: Floats) -> float:
+def volume(found: Floats, floor: float, limit_ms: float) -> float:
     """Hypervolume of points (P, 2) down to the floor and up to the budget, in gain times ms."""
     # a point at the edge of the budget counts by its metric alone: a hair's breadth more than nothing
-    edge = record.limit_ms * (1.0 + 1e-6)
-    return hypervolume(found, (floor_of(record), edge), (True, False)) if len(found) else 0.0
+    edge = limit_ms * (1.0 + 1e-6)
+    return hypervolume(found[found[:, 0] > floor], (floor, edge), (True, False))
 
 
 # -- all runs of a problem
@@ -99,10 +93,16 @@ def volume(record: Record, found: Floats) -> float:
 
 @dataclass(frozen=True)
 class Problem:
-    """The runs of one task, target and budget, and the hypervolume of all they found together."""
+    """The runs of one task, target and budget, and the hypervolume of all they found together.
+
+    ``floor``: the gain down to which area counts; ``least``: of anything usable, which stands for the best of
+    a run that found nothing.
+    """
 
     name: tuple[str, str, str]
     records: tuple[Record, ...]
+    floor: float
+    least: float
     whole: float
 
     @property
@@ -119,10 +119,10 @@ class Problem:
         return all(reached(r, mark) for r in self.records if r.cell.agent == agent)
 
     def _value(self, record: Record, mark: Mark, quantity: Quantity) -> float:
-        steps = until(record, mark)
+        found = points(until(record, mark))
         if quantity == "best":
-            return best(record, steps)
-        return volume(record, points(record, steps)) / self.whole if self.whole > 0 else 0.0
+            return float(found[:, 0].max()) if len(found) else self.least
+        return volume(found, self.floor, record.limit_ms) / self.whole if self.whole > 0 else 0.0
 
 
 def problems(records: Iterable[Record]) -> list[Problem]:
@@ -131,12 +131,15 @@ def problems(records: Iterable[Record]) -> list[Problem]:
     for r in records:
         if not r.failure:
             by_name.setdefault(r.cell.problem, []).append(r)
-    return [Problem(name, tuple(rows), volume(rows[0], _front(rows))) for name, rows in by_name.items()]
+    return [_problem(name, rows) for name, rows in by_name.items()]
 
 
-def _front(rows: Sequence[Record]) -> Floats:
-    every = np.concatenate([points(r, [*r.known, *r.steps]) for r in rows])
-    return every[front_mask(every, (True, False))] if len(every) else every
+def _problem(name: tuple[str, str, str], rows: Sequence[Record]) -> Problem:
+    every = np.concatenate([points([*r.known, *r.steps]) for r in rows])
+    floor = floor_of(every)
+    front = every[front_mask(every, (True, False))] if len(every) else every
+    least = float(every[:, 0].min()) if len(every) else 0.0
+    return Problem(name, tuple(rows), floor, least, volume(front, floor, rows[0].limit_ms))
 
 
 # -- spreads and comparisons

@@ -44,16 +44,33 @@ def record(cells: ModuleType, agent: str, seed: int, gains: list[float], seconds
 
 def test_best_and_hypervolume_at_marks(cells: ModuleType, found: ModuleType) -> None:
     run = record(cells, "a", 0, [0.75, -1.0, 0.85, 0.9])
-    at = {n: found.until(run, found.Mark("evaluations", n)) for n in (1, 2, 3, 4)}
-    assert [found.best(run, at[n]) for n in (1, 2, 3, 4)] == [0.8, 0.8, 0.85, 0.9]
-    floor = 0.8 * 0.9
+    (problem,) = found.problems([run])
+    marks = [found.Mark("evaluations", n) for n in (1, 2, 3, 4)]
+    assert [problem.values("a", m, "best")[0] for m in marks] == [0.8, 0.8, 0.85, 0.9]
+    floor = problem.floor
+    assert floor == pytest.approx(0.8 * 0.9)
     edge = 2.0 * (1 + 1e-6)
     first = (0.75 - floor) * (edge - 1.0) + (0.8 - 0.75) * (edge - 1.5)
-    assert found.volume(run, found.points(run, at[1])) == pytest.approx(first)
-    assert found.volume(run, found.points(run, at[4])) == pytest.approx((0.9 - floor) * (edge - 1.0))
-    (problem,) = found.problems([run])
-    whole = problem.values("a", found.Mark("evaluations", 4), "hypervolume")
-    assert whole == {0: pytest.approx(1.0)}
+    last = (0.9 - floor) * (edge - 1.0)
+    volumes = [found.volume(found.points(found.until(run, m)), floor, 2.0) for m in marks]
+    assert volumes[0] == volumes[1] == pytest.approx(first)
+    assert volumes[3] == problem.whole == pytest.approx(last)
+    shares = [problem.values("a", m, "hypervolume")[0] for m in marks]
+    assert shares == pytest.approx([v / last for v in volumes])
+
+
+def test_hard_budgets_are_compared_all_the_same(cells: ModuleType, found: ModuleType) -> None:
+    """Where nothing comes near the uncompressed network's 0.9."""
+    rows = [record(cells, "a", 0, [0.3, 0.4]), record(cells, "b", 0, [0.2, 0.5])]
+    for row in rows:
+        row.known = []
+    (problem,) = found.problems(rows)
+    mark = found.Mark("evaluations", 2)
+    assert problem.floor == pytest.approx(0.4)
+    assert problem.values("a", mark, "best") == {0: 0.4}
+    assert problem.values("b", mark, "best") == {0: 0.5}
+    assert problem.values("a", mark, "hypervolume") == {0: 0.0}  # at the floor
+    assert problem.values("b", mark, "hypervolume") == {0: pytest.approx(1.0)}
 
 
 def test_wall_clock_is_what_evaluations_and_agent_take_together(cells: ModuleType, found: ModuleType) -> None:
@@ -89,12 +106,15 @@ def test_comparisons_count_pairs_and_name_losses(cells: ModuleType, found: Modul
     assert found.claims(problems, ("mine", 2), ("nobody", 2), "best") == []
 
 
-def test_a_run_without_anything_usable_counts_as_the_floor(cells: ModuleType, found: ModuleType) -> None:
-    run = record(cells, "a", 0, [-1.0, -1.0])
-    run.known = []
-    (problem,) = found.problems([run])
-    assert found.best(run, run.steps) == pytest.approx(0.72)
-    assert problem.values("a", found.Mark("evaluations", 2), "hypervolume") == {0: 0.0}
+def test_a_run_without_anything_usable_counts_as_the_worst(cells: ModuleType, found: ModuleType) -> None:
+    none, some = record(cells, "a", 0, [-1.0, -1.0]), record(cells, "b", 0, [0.7, 0.8])
+    none.known = some.known = []
+    (problem,) = found.problems([none, some])
+    mark = found.Mark("evaluations", 2)
+    assert problem.values("a", mark, "best") == {0: 0.7}
+    assert problem.values("a", mark, "hypervolume") == {0: 0.0}
+    (alone,) = found.problems([none])
+    assert alone.values("a", mark, "hypervolume") == {0: 0.0}
 
 
 def test_records_survive_json(cells: ModuleType) -> None:
