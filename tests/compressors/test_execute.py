@@ -66,6 +66,14 @@ def test_their_gradients(cin: int, cout: int) -> None:
         assert _differs(a.grad, b.grad) < 1e-5
 
 
+def test_frames_of_samples_are_those_of_torch() -> None:
+    x, w, b = torch.randn(8, 1, 700, 1), torch.randn(24, 1, 64, 1), torch.randn(24)
+    attrs = {**ONES, "stride": (4, 1), "padding": (5, 0)}
+    found = convolved(fast_layout(x), fast_layout(w), b, attrs)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert _differs(found, F.conv2d(x.double(), w.double(), b.double(), (4, 1), (5, 0))) < 1e-6
+
+
 def test_images_are_convolved_as_they_are() -> None:
     image, window = torch.randn(1, 500, 9, 9), torch.randn(8, 500, 3, 3)
     assert not misread(image, window)
