@@ -145,7 +145,8 @@ def misread(x: Tensor, weight: Tensor) -> bool:
 
     A window of one column over data of one column, channels last, where channels are not a multiple of 16
     and many (oneDNN of torch 2.13 with AVX-512; seen from 54 channels x 64 rows on, `tests` measure it). A
-    window of one row, the same data lying, is right; so is what is filled up with channels of zeros.
+    window of one row, the same data lying, is right; so is what is filled up with channels of zeros. Shapes
+    (N, C, L, 1) and (out, in, rows, 1); of a transposed convolution with the first two turned.
     """
     if x.dim() != 4 or x.shape[3] != 1 or weight.shape[3] != 1 or weight.shape[2] == 1:
         return False
@@ -163,17 +164,13 @@ def _conv(n: Node, v: list[Any], _: Any) -> Tensor:
 
 
 def _conv_transpose(n: Node, v: list[Any], _: Any) -> Tensor:
-    a = n.attrs
-    return _TRANSPOSED[len(a["stride"])](
-        _x(v),
-        v[1],
-        v[2],
-        a["stride"],
-        a["padding"],
-        a["output_padding"],
-        a["groups"],
-        a["dilation"],
-    )
+    x, weight, a = _x(v), v[1], n.attrs
+    stride, padding, more, dilation = (a[k] for k in ("stride", "padding", "output_padding", "dilation"))
+    if not misread(x, weight.transpose(0, 1)):
+        return _TRANSPOSED[len(stride)](x, weight, v[2], stride, padding, more, a["groups"], dilation)
+    stride, padding, more, dilation = (tuple(reversed(p)) for p in (stride, padding, more, dilation))
+    x, weight = x.transpose(2, 3), weight.transpose(2, 3)
+    return F.conv_transpose2d(x, weight, v[2], stride, padding, more, a["groups"], dilation).transpose(2, 3)
 
 
 def _batch_norm(n: Node, v: list[Any], _: Any) -> Tensor:

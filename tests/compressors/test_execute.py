@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compressors.execute import convolved, misread
+from compressors.execute import compute, convolved, misread
+from compressors.graph import Graph, Node
 from compressors.network import fast_layout
 from compressors.policy import Policy
 from compressors.resolve import Numerics
@@ -64,6 +65,20 @@ def test_their_gradients(cin: int, cout: int) -> None:
         assert a.grad is not None
         assert b.grad is not None
         assert _differs(a.grad, b.grad) < 1e-5
+
+
+@pytest.mark.parametrize(("cin", "cout", "rows"), [(117, 22, 64), (90, 51, 48), (246, 3, 32), (498, 86, 16)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_transposed_ones(cin: int, cout: int, rows: int, stride: int) -> None:
+    x, w, b = torch.randn(2, cin, 13, 1), torch.randn(cin, cout, rows, 1), torch.randn(cout)
+    more = (stride - 1, 0)
+    attrs = {**ONES, "stride": (stride, 1), "output_padding": more}
+    node = Node("conv_transpose", "up", ("x", "w", "b"), ("y",), attrs)
+    graph = Graph((node,), ("x",), ("y",), {}, {})
+    (found,) = compute(graph, node, {"x": fast_layout(x)}, {"w": fast_layout(w), "b": b}, 2)
+    exact = F.conv_transpose2d(x.double(), w.double(), b.double(), (stride, 1), 0, more)
+    assert found.shape == exact.shape
+    assert _differs(found, exact) < 1e-5
 
 
 def test_frames_of_samples_are_those_of_torch() -> None:
