@@ -116,7 +116,8 @@ _AVG: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: Mapping[str, Any]) -> Tensor:
     """A convolution, right where torch is not (`misread`), quick where it is slow; ``attrs`` of a node."""
     stride, padding, dilation, groups = (attrs[k] for k in ("stride", "padding", "dilation", "groups"))
-    if not misread(x, weight):
+    columns = (x.shape[-1] + 2 * padding[-1] - 1) // stride[-1] + 1
+    if not misread(x, weight, columns):
         if _framing(x, weight, stride):  # the same bits, five times as fast
             return _turned(x, weight, bias, attrs).contiguous(memory_format=torch.channels_last)
         return _CONVS[len(stride)](x, weight, bias, stride, padding, dilation, groups)
@@ -140,15 +141,16 @@ def _framing(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
     return one and stride[0] > 1 and weight.shape[2] >= _FRAME and not _trained(x, weight)
 
 
-def misread(x: Tensor, weight: Tensor) -> bool:
+def misread(x: Tensor, weight: Tensor, columns: int) -> bool:
     """Whether torch's convolution may be wrong by half of its result, without a word.
 
-    A window of one column over data of one column, channels last, where channels are not a multiple of 16
-    and many (oneDNN of torch 2.13 with AVX-512; seen from 54 channels x 64 rows on, `tests` measure it). A
-    window of one row, the same data lying, is right; so is what is filled up with channels of zeros. Shapes
-    (N, C, L, 1) and (out, in, rows, 1); of a transposed convolution with the first two turned.
+    A window of one column that yields one column, channels last, where channels are not a multiple of 16 and
+    many (oneDNN of torch 2.13 with AVX-512; seen from 54 channels x 64 rows on, `tests` measure it). A window
+    of one row, the same data lying, is right; so is what is filled up with channels of zeros. Shapes
+    (N, C, H, W) and (out, in, rows, 1); of a transposed convolution with the first two turned, which takes
+    its ``columns`` where others yield them.
     """
-    if x.dim() != 4 or x.shape[3] != 1 or weight.shape[3] != 1 or weight.shape[2] == 1:
+    if x.dim() != 4 or columns != 1 or weight.shape[3] != 1 or weight.shape[2] == 1:
         return False
     # the gradient of the data is a convolution over output channels
     summed = (weight.shape[1], weight.shape[0]) if _trained(x, weight) else (weight.shape[1],)
@@ -166,7 +168,7 @@ def _conv(n: Node, v: list[Any], _: Any) -> Tensor:
 def _conv_transpose(n: Node, v: list[Any], _: Any) -> Tensor:
     x, weight, a = _x(v), v[1], n.attrs
     stride, padding, more, dilation = (a[k] for k in ("stride", "padding", "output_padding", "dilation"))
-    if not misread(x, weight.transpose(0, 1)):
+    if not misread(x, weight.transpose(0, 1), x.shape[-1]):
         return _TRANSPOSED[len(stride)](x, weight, v[2], stride, padding, more, a["groups"], dilation)
     stride, padding, more, dilation = (tuple(reversed(p)) for p in (stride, padding, more, dilation))
     x, weight = x.transpose(2, 3), weight.transpose(2, 3)
