@@ -6,6 +6,9 @@
     scripts/bench_agents.py --tasks digits32 --targets raspberry-pi-4 --agents joint,random --seeds 3
     scripts/bench_agents.py --report                     tables and figures of what there is
 
+    scripts/bench_agents.py --evaluations 400 --agents ddpg,haq     beside --evaluations 50, whose report then
+                                                         compares joint's 50 with their 400
+
 Every agent on tasks x targets x budgets x seeds. A finished cell is a line of the results file; cells that
 are there are not run again. Scores come from the shared pool of evaluations where it has them (exact for
 any bar). Wall-clock is replayed: the recorded seconds of every evaluation as an undisturbed run pays them,
@@ -54,13 +57,15 @@ def main() -> int:
     _defaults(options)
     results = Path(options.results)
     failed = 0 if options.report else run(cells(options), results, options.jobs, options.pool)
-    records = chosen(read(results), options)
+    every = read(results)
+    records = chosen(every, options)
     if not records:
         print(f"no results in {results}")
         return 1
     from bench_agents_report import report
 
-    report(records, results.parent if options.figures is None else Path(options.figures))
+    folder = results.parent if options.figures is None else Path(options.figures)
+    report(records, folder, chosen(every, options, any_length=True))
     return 1 if failed else 0
 
 
@@ -173,7 +178,9 @@ def read(results: Path) -> list[Record]:
     return list(found.values())
 
 
-def chosen(records: Sequence[Record], options: argparse.Namespace) -> list[Record]:
+def chosen(
+    records: Sequence[Record], options: argparse.Namespace, *, any_length: bool = False
+) -> list[Record]:
     """Those that the flags name."""
     return [
         r
@@ -183,7 +190,7 @@ def chosen(records: Sequence[Record], options: argparse.Namespace) -> list[Recor
         and r.cell.budget in options.budgets
         and r.cell.agent in options.agents
         and r.cell.seed < options.seeds
-        and r.cell.evaluations == options.evaluations
+        and (any_length or r.cell.evaluations == options.evaluations)
     ]
 
 

@@ -106,6 +106,27 @@ def test_comparisons_count_pairs_and_name_losses(cells: ModuleType, found: Modul
     assert found.claims(problems, ("mine", 2), ("nobody", 2), "best") == []
 
 
+def test_short_runs_of_ours_against_long_ones_of_theirs(
+    cells: ModuleType, found: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench_agents_report
+
+    ours, theirs = (
+        record(cells, "joint", 0, [0.7] * 49 + [0.88]),
+        record(cells, "ddpg", 0, [0.7] * 399 + [0.87]),
+    )
+    beginning = record(
+        cells, "joint", 1, [0.7] * 30 + [0.899] + [0.7] * 369
+    )  # planned with more: not counted
+    bench_agents_report.print_claim([ours, theirs, beginning], "ddpg")
+    text = capsys.readouterr().out
+    assert "joint at 50 at least as good as ddpg at 400" in text
+    assert "1 of 1" in text
+    assert "88.00 against 87.00" in text
+    bench_agents_report.print_claim([ours, beginning], "ddpg")
+    assert "not both have runs" in capsys.readouterr().out
+
+
 def test_a_run_without_anything_usable_counts_as_the_worst(cells: ModuleType, found: ModuleType) -> None:
     none, some = record(cells, "a", 0, [-1.0, -1.0]), record(cells, "b", 0, [0.7, 0.8])
     none.known = some.known = []
