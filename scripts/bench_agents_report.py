@@ -177,9 +177,9 @@ def draw(found: Sequence[Problem], folder: Path) -> None:
         ("evaluations", "hypervolume"),
         ("minutes", "hypervolume"),
     )
-    agents = list(dict.fromkeys(a for p in found for a in p.agents))
+    agents = sorted(dict.fromkeys(a for p in found for a in p.agents), key=lambda a: a == DEFAULT)
     palette = matplotlib.colormaps["tab10" if len(agents) <= 10 else "tab20"]
-    colours = {a: palette(i % palette.N) for i, a in enumerate(agents)}
+    colours = {a: "black" if a == DEFAULT else palette(i % palette.N) for i, a in enumerate(agents)}
     for unit, quantity in panels:
         _figure(found, unit, quantity, colours, folder / f"{quantity}_{unit}")
 
@@ -204,7 +204,7 @@ def _figure(
     handles = [lines.Line2D([], [], color=c, label=a) for a, c in colours.items()]
     figure.legend(handles=handles, loc="lower center", ncols=int(wide), frameon=False, fontsize=8)
     figure.suptitle(f"{_TITLE[quantity]}: median and quartiles over seeds", fontsize=11)
-    figure.tight_layout(rect=(0, 0.3 * -(-len(handles) // int(wide)) / high, 1, 1))
+    figure.tight_layout(rect=(0, 0.3 * -(-len(handles) // int(wide)) / high, 1, 1 - 0.4 / high))
     for ending in (".png", ".svg"):
         figure.savefig(path.with_suffix(ending), dpi=120)
     pyplot.close(figure)
@@ -217,11 +217,14 @@ def _panel(
     quantity: Quantity,
     colours: dict[str, Any],
 ) -> None:
-    for curve in curves(problem, unit, quantity):
+    # the default agent last, on top of others that go the same way
+    for curve in sorted(curves(problem, unit, quantity), key=lambda c: c.agent == DEFAULT):
         axis.fill_between(
             curve.x, 100 * curve.low, 100 * curve.high, color=colours[curve.agent], alpha=0.12, lw=0
         )
-        axis.plot(curve.x, 100 * curve.median, color=colours[curve.agent], lw=1.4)
+        axis.plot(
+            curve.x, 100 * curve.median, color=colours[curve.agent], lw=2.0 if curve.agent == DEFAULT else 1.4
+        )
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title(" ".join(problem.name), fontsize=9)
