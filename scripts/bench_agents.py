@@ -5,6 +5,7 @@
     scripts/bench_agents.py --jobs 2                     everything, a night; again: goes on
     scripts/bench_agents.py --tasks digits32 --targets raspberry-pi-4 --agents joint,random --seeds 3
     scripts/bench_agents.py --report                     tables and figures of what there is
+    scripts/bench_agents.py --report --published --evaluations 50 --seeds 1    of what the repository keeps
 
     scripts/bench_agents.py --evaluations 400 --agents ddpg,haq     beside --evaluations 50, whose report then
                                                          compares joint's 50 with their 400
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
 import sys
 import time
@@ -47,6 +49,8 @@ EVALUATIONS = 400
 #: What --quick runs unless told otherwise.
 QUICK = {"targets": ("raspberry-pi-4",), "budgets": ("0.5x",), "seeds": 2, "evaluations": 25}
 RESULTS = Path("runs") / "bench_agents" / "results.jsonl"
+#: Finished cells that the repository keeps: a night's work need not be done in one night.
+PUBLISHED = ROOT / "scripts" / "results" / "bench_agents.jsonl.xz"
 #: Beside the results: what sensitivities take to measure.
 COSTS = "measured.jsonl"
 
@@ -56,8 +60,11 @@ def main() -> int:
     options = _parser().parse_args()
     _defaults(options)
     results = Path(options.results)
-    failed = 0 if options.report else run(cells(options), results, options.jobs, options.pool)
-    every = read(results)
+    kept = read(PUBLISHED) if options.published or options.publish else []
+    failed = 0 if options.report else run(cells(options), results, options.jobs, options.pool, kept)
+    every = merged(kept, read(results))
+    if options.publish:
+        write_published(every, PUBLISHED)
     records = chosen(every, options)
     if not records:
         print(f"no results in {results}")
@@ -81,9 +88,11 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def run(wanted: Sequence[Cell], results: Path, jobs: int, pool: str | None) -> int:
-    """Run the cells that the file lacks, ``jobs`` at a time; returns how many failed."""
-    there = {r.cell for r in read(results)}
+def run(
+    wanted: Sequence[Cell], results: Path, jobs: int, pool: str | None, kept: Sequence[Record] = ()
+) -> int:
+    """Run the cells that the file and ``kept`` lack, ``jobs`` at a time; returns how many failed."""
+    there = {r.cell for r in merged(kept, read(results))}
     missing = [c for c in wanted if c not in there]
     print(f"{len(wanted)} cells, {len(wanted) - len(missing)} there already", flush=True)
     costs = results.parent / COSTS
@@ -167,7 +176,8 @@ def _line(record: Record) -> str:
 def read(results: Path) -> list[Record]:
     """All whole records; of two of one cell the later. A line cut short is left out."""
     found: dict[Cell, Record] = {}
-    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    data = results.read_bytes() if results.exists() else b""
+    lines = (lzma.decompress(data) if results.suffix == ".xz" and data else data).decode().splitlines()
     for number, line in enumerate(lines, 1):
         try:
             record = Record.from_dict(json.loads(line))
@@ -176,6 +186,19 @@ def read(results: Path) -> list[Record]:
             continue
         found[record.cell] = record
     return list(found.values())
+
+
+def merged(kept: Sequence[Record], new: Sequence[Record]) -> list[Record]:
+    """Both, of two of one cell the new one."""
+    return list({r.cell: r for r in (*kept, *new)}.values())
+
+
+def write_published(records: Sequence[Record], path: Path) -> None:
+    """All records in a file for the repository: sorted, compressed, without what no report reads."""
+    rows = sorted(records, key=lambda r: r.cell)
+    text = "".join(json.dumps(r.brief(), separators=(",", ":")) + "\n" for r in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lzma.compress(text.encode(), preset=9))
 
 
 def chosen(
@@ -217,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", default=str(RESULTS), help="file of finished cells")
     parser.add_argument("--figures", help="folder of the figures (where the results are)")
     parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--published", action="store_true", help=f"with the cells of {PUBLISHED.name}")
+    parser.add_argument("--publish", action="store_true", help="the same, and add the results to it")
     return parser
 
 

@@ -94,6 +94,23 @@ class Record:
             doc[name] = [list(_rounded(s)) for s in getattr(self, name)]
         return doc
 
+    def brief(self) -> dict[str, Any]:
+        """As `to_dict`, rounded and without digests: what reports need."""
+        doc = self.to_dict()
+        for name in ("known", "steps"):
+            doc[name] = [
+                [
+                    round(seconds, 3),
+                    round(own, 3),
+                    gain if gain is None else round(gain, 5),
+                    round(ms, 6),
+                    ok,
+                    "",
+                ]
+                for seconds, own, gain, ms, ok, _ in doc[name]
+            ]
+        return doc
+
     @classmethod
     def from_dict(cls, doc: Mapping[str, Any]) -> Record:
         """Read what `to_dict` wrote. Raises ValueError for another version's."""

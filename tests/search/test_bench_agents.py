@@ -145,6 +145,29 @@ def test_records_survive_json(cells: ModuleType) -> None:
         cells.Record.from_dict({**run.to_dict(), "schema_version": 0})
 
 
+def test_published_records_report_the_same(cells: ModuleType, found: ModuleType, tmp_path: Path) -> None:
+    import bench_agents
+
+    rows = [record(cells, a, s, [0.75, -1.0, 0.85 + s / 100]) for s in (1, 0) for a in ("joint", "ddpg")]
+    path = tmp_path / "results" / "published.jsonl.xz"
+    bench_agents.write_published(rows, path)
+    first = path.read_bytes()
+    again = bench_agents.read(path)
+    assert [r.cell for r in again] == sorted(r.cell for r in rows)
+    marks = [found.Mark("evaluations", 2), found.Mark("evaluations", 3), found.Mark("minutes", 1.0)]
+    (ours,), (theirs,) = found.problems(rows), found.problems(again)
+    for quantity in ("best", "hypervolume"):
+        for mark in marks:
+            for agent in ("joint", "ddpg"):
+                assert ours.values(agent, mark, quantity) == theirs.values(agent, mark, quantity)
+    new = record(cells, "joint", 0, [0.8, 0.8, 0.8])
+    both = bench_agents.merged(again, [new])
+    assert len(both) == 4
+    assert next(r for r in both if r.cell == new.cell).steps == new.steps
+    bench_agents.write_published(again, path)
+    assert path.read_bytes() == first
+
+
 def test_what_one_cell_measured_is_charged_to_all_that_ask_for_it(cells: ModuleType, tmp_path: Path) -> None:
     held: dict[int, int] = {}
 
