@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressors.space import PolicySpace
+from compressors.version import COMPRESSOR_VERSION
 
 from .errors import InputError
 from .runfolder import atomic_write
@@ -83,7 +84,7 @@ def losses_key(task: Task, space: PolicySpace, at: Sequence[int] | None = None) 
 
     able = space.abilities
     parts = [
-        VERSION,
+        [VERSION, COMPRESSOR_VERSION],
         None if at is None else [int(v) for v in at],
         metadata.version("tailorbird"),
         torch.__version__,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from search.kernels_found import FoundKernel
 
 #: Part of every cache key; to be raised when emission or reading of templates changes.
-TEMPLATE_VERSION = 6
+TEMPLATE_VERSION = 7
 #: Session configuration by template method of the target. That the arm64 runtime makes the same graphs as
 #: this one without blocked layout is what scripts/score_arm_templates.py checks against that runtime.
 METHODS: Mapping[str, Mapping[str, Any]] = {

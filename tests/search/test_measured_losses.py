@@ -216,3 +216,10 @@ def test_results_explain_the_picked_policy(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>Why</h2>" in page
     assert "sensitivity" in results["timings"]
+
+
+def test_losses_of_another_compressor_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup(tmp_path)
+    before = losses_key(setup.task, setup.space)
+    monkeypatch.setattr(sensitivity, "COMPRESSOR_VERSION", sensitivity.COMPRESSOR_VERSION + 1)
+    assert losses_key(setup.task, setup.space) != before
