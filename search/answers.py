@@ -1,7 +1,8 @@
 """Answers of a compressed network, from onnxruntime where that is the same arithmetic.
 
 The simulation in torch defines the answers. onnxruntime computes them two to four times faster from the
-very file that export writes; it is believed for a policy only after both agreed on some of its samples.
+very file that export writes, with integer products as the target has them (`search.integers`); it is believed
+for a policy only after both agreed on some of its samples.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _TOLERANCE = 0.03
 class Answers:
     """Scores samples of one compressed network, in batches, in the order asked for.
 
-    ``runtime``: use onnxruntime; ``checked``: without comparing it with the simulation first.
+    ``runtime``: use onnxruntime; ``checked``: without comparing it with the simulation first. ``disagreed``
+    is set when the two were compared and the simulation was kept to.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Answers:
         self.compressed = compressed
         self.metric = metric
         self.checked = checked
+        self.disagreed = False
         self._session = _session(compressed) if runtime else None
 
     @property
@@ -65,7 +68,7 @@ class Answers:
         )
         mine = self.metric.score(ours, split.targets)
         if not alike or not torch.allclose(mine, self.metric.score(theirs, split.targets), atol=_TOLERANCE):
-            self._session = None
+            self._session, self.disagreed = None, True
 
     def _run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         import torch
@@ -93,6 +96,7 @@ def _session(compressed: Compressed) -> Any:
 
     from .errors import TailorbirdError
     from .export_onnx import export_model
+    from .integers import exact
 
     if compressed.graph.fixed_batch is not None:
         return None
@@ -101,7 +105,7 @@ def _session(compressed: Compressed) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        model = export_model(compressed)
+        model = exact(export_model(compressed), compressed.numerics)
     except (TailorbirdError, LookupError, ValueError, RuntimeError):
         return None
     try:

@@ -90,7 +90,8 @@ def verify(
     expected, found = _answers(compressed, files, inputs, exporter)
     checked = check_weights(compressed, exporter.kernels(files)) if exporter.executes(compressed) else 0
     result = _compared(expected, found, bool(compressed.activations), checked)
-    result = replace(result, runtime=exporter.version(), file=exporter.names[0])
+    runtime, apart = exporter.version(), exporter.apart(compressed.numerics) if compressed.activations else ""
+    result = replace(result, runtime=f"{runtime} ({apart})" if apart else runtime, file=exporter.names[0])
     if not result.passed:
         differ = result.samples - result.agree
         what = "top-1 answers" if result.classification else "outputs"
@@ -113,7 +114,7 @@ def _answers(
     one = 1 if compressed.dynamic else None  # a runtime finds ranges of all that it is given at once
     parts = list(_batches(inputs, compressed.graph.fixed_batch or one))
     with torch.no_grad():
-        theirs = list(exporter.answers(files, parts, compressed.graph))
+        theirs = list(exporter.answers(files, parts, compressed.graph, compressed.numerics))
         ours = [[t.numpy() for t in simulate(compressed, part)] for part in parts]
     return (
         [np.concatenate(c) for c in zip(*ours, strict=True)],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from compressors.compressed import Compressed
     from compressors.graph import Graph
+    from compressors.resolve import Numerics
     from compressors.skeleton import Skeleton
     from search.kernels_found import FoundKernel
     from search.lowering_template import Template
@@ -56,12 +57,21 @@ class Exporter(ABC):
 
     @abstractmethod
     def answers(
-        self, files: Files, batches: Iterable[tuple[Tensor, ...]], graph: Graph
+        self,
+        files: Files,
+        batches: Iterable[tuple[Tensor, ...]],
+        graph: Graph,
+        numerics: Numerics | None = None,
     ) -> Iterator[list[Any]]:
         """Outputs of the loaded files, arrays of shape (batch, ...), for batches of inputs of ``graph``.
 
-        The files are loaded as a user loads them. Raises VerificationError when they cannot be.
+        The files are loaded as a user loads them, but that integer products are those of ``numerics``, the
+        target's, where this machine's are others. Raises VerificationError when they cannot be loaded.
         """
+
+    def apart(self, numerics: Numerics) -> str:
+        """How `answers` differs from what a user of this very machine would see; "" where it does not."""
+        return ""
 
     @abstractmethod
     def kernels(self, files: Files, method: str = "host") -> list[FoundKernel]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from compressors.compressed import Compressed
     from compressors.graph import Graph
+    from compressors.resolve import Numerics
     from compressors.skeleton import Skeleton
     from search.kernels_found import FoundKernel
     from search.lowering_template import Template
@@ -63,7 +64,11 @@ class NcnnExporter(Exporter):
         return {PARAM: program.text.encode(), BIN: program.binary}
 
     def answers(
-        self, files: Files, batches: Iterable[tuple[Tensor, ...]], graph: Graph
+        self,
+        files: Files,
+        batches: Iterable[tuple[Tensor, ...]],
+        graph: Graph,
+        numerics: Numerics | None = None,
     ) -> Iterator[list[Any]]:
         """See `Exporter.answers`; the batch is put back where the graph has it."""
         net = load(files)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from search.errors import VerificationError
 from search.exporters.contract import Exporter, Files, required
+from search.integers import exact, saturates
 from search.runfolder import MODEL
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from compressors.compressed import Compressed
     from compressors.graph import Graph
+    from compressors.resolve import Numerics
     from compressors.skeleton import Skeleton
     from search.kernels_found import FoundKernel
     from search.lowering_template import Template
@@ -39,13 +41,24 @@ class OnnxExporter(Exporter):
         return {MODEL: export_model(compressed)}
 
     def answers(
-        self, files: Files, batches: Iterable[tuple[Tensor, ...]], graph: Graph
+        self,
+        files: Files,
+        batches: Iterable[tuple[Tensor, ...]],
+        graph: Graph,
+        numerics: Numerics | None = None,
     ) -> Iterator[list[Any]]:
         """See `Exporter.answers`."""
-        session = _session(required(files, MODEL))
+        model = required(files, MODEL)
+        session = _session(model if numerics is None else exact(model, numerics))
         names = [i.name for i in session.get_inputs()]
         for part in batches:
             yield session.run(None, {n: x.numpy() for n, x in zip(names, part, strict=True)})
+
+    def apart(self, numerics: Numerics) -> str:
+        """See `Exporter.apart`."""
+        if numerics.weight_reserve or not saturates():
+            return ""
+        return "weights shifted to unsigned: signed ones saturate on this processor and not on the target"
 
     def kernels(self, files: Files, method: str = "host") -> list[FoundKernel]:
         """See `Exporter.kernels`: the optimised graph in the order of the profiler's events."""

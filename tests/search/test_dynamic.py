@@ -20,6 +20,7 @@ from search.answers import Answers
 from search.errors import InputError, UsageError, VerificationError
 from search.export_onnx import export_model
 from search.exporters import exporter_of
+from search.integers import exact
 from search.kernels_found import compare, read_kernels
 from search.lowering import Lowering
 from search.lowering_onnx import predict_onnx
@@ -115,7 +116,8 @@ def test_a_file_that_is_given_several_samples_at_once_answers_otherwise(encoder,
     compressed = compress(network, space.resolve(space.uniform(1.0, 8)), space.abilities.numerics)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(export_model(compressed), options, providers=["CPUExecutionProvider"])
+    model = exact(export_model(compressed), compressed.numerics)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     ours = answers(compressed, inputs)[0].numpy()
     together = session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})[0]
@@ -126,7 +128,7 @@ def test_a_file_that_is_given_several_samples_at_once_answers_otherwise(encoder,
         ]
     )
     near, far = (float(np.abs(x - ours).max()) for x in (alone, together))
-    assert far > 10 * near
+    assert far > 3 * near
 
 
 def test_scores_are_those_of_the_runtime(encoder, space):

@@ -21,10 +21,12 @@ from compressors.trace import trace
 from search.emit import UnsupportedOperationError, emit
 from search.emit.builder import idle_activations
 from search.export_onnx import export_model
+from search.integers import exact
 from tests.search import lowering_networks as nets
 
 
 def _run(model: bytes, x: torch.Tensor) -> list[np.ndarray]:
+    model = exact(model, Numerics())
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
