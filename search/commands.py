@@ -23,6 +23,7 @@ from .runfolder import CONFIG, MODEL, POLICY, WEIGHTS, RunFolder, claim, recover
 from .safe_json import read_json
 from .setup import Setup, load_setup
 from .stored import from_file
+from .templates import stand_in
 from .threads import single_threaded
 from .verify import verify
 
@@ -68,7 +69,7 @@ def predict(onnx: Path, target: str, threads: int | None = None, batch: int | No
         batch=batch or device.default_batch,
         costs=summary.numbers(costs),
         confidence=summary.CONFIDENCE,
-        backing=prediction.backing,
+        backing="; ".join(filter(None, (prediction.backing, stand_in(device)))),
         validated=device.validation.status == "validated",
         kernels=kernels,
         unknown=list(prediction.unknown),

@@ -53,6 +53,7 @@ from .setup import Setup, load_setup, untouched
 from .siblings import other_runtimes
 from .stored import to_bytes
 from .study import LOOKAHEAD, Study, outcome_of
+from .templates import stand_in
 from .threads import single_threaded
 from .timing import Stopwatch, measures
 from .underway import Run
@@ -220,7 +221,7 @@ def _facts(setup: Setup, folder: RunFolder, command: Sequence[str]) -> RunFacts:
 def _backing(setup: Setup) -> str:
     batch = setup.lowering.kernels([setup.base_policy])[0][1]
     backing = setup.lowering.predictor.predict(batch).backing
-    return "; ".join(filter(None, (backing, setup.emulated)))
+    return "; ".join(filter(None, (backing, stand_in(setup.target), setup.emulated)))
 
 
 # -- the study

@@ -38,6 +38,7 @@ from search.lowering_template import (
 if TYPE_CHECKING:
     import onnx
 
+    from hw_profiles.target import Target
     from search.kernels_found import FoundKernel
 
 #: Part of every cache key; to be raised when emission or reading of templates changes.
@@ -132,6 +133,21 @@ def runtime_key(method: str = "host") -> str:
 def block_size(method: str = "host") -> int:
     """Channels in a block of onnxruntime's NCHWc layout where it is asked (MlasNchwcGetBlockSize)."""
     return 16 if "avx512f" in runtime_key(method) else 8
+
+
+def stand_in(target: Target) -> str:
+    """In which way the runtime that is asked makes other graphs than the target's; "" where in none.
+
+    Blocks have 16 channels with AVX-512 and 8 with AVX2; what runs in blocks, and how much of one is empty,
+    depends on that. The processor asked is this one, unless it can be emulated (`search.foreign`).
+    """
+    method = target.runtime.templates
+    if method not in BLOCKED or target.name == "local":
+        return ""
+    theirs, ours = (16 if target.isa.startswith("avx512") else 8), block_size(method)
+    if theirs == ours:
+        return ""
+    return f"kernels of a stand-in, whose blocks have {ours} channels where the target's have {theirs}"
 
 
 def ask(

@@ -18,7 +18,7 @@ from search.export_onnx import export_model
 from search.foreign import foreign
 from search.kernels_found import compare, read_kernels
 from search.lowering import Lowering
-from search.templates import BLOCKED, METHODS, TemplateStore, block_size, optimised, runtime_key
+from search.templates import BLOCKED, METHODS, TemplateStore, block_size, optimised, runtime_key, stand_in
 from tests.search.lowering_networks import Residual, prepared
 
 AVX2 = "x86-avx2"
@@ -57,6 +57,19 @@ def test_without_emulator_this_machine_stands_in(fresh, monkeypatch, tmp_path, n
     model = export_model(compress(network, space.resolve(space.uniform(1.0)), Numerics()))
     ours, stand_in = (optimised(model, method) for method in ("host", AVX2))
     assert [n.op_type for n in ours.graph.node] == [n.op_type for n in stand_in.graph.node]
+
+
+@pytest.mark.parametrize("name", ["x86-avx512-vnni", AVX2, "raspberry-pi-4", "fpga-bitfusion", "local"])
+@pytest.mark.parametrize("features", ["avx2", "avx2,avx512f,avx512_vnni"])
+def test_graphs_of_another_processor_are_named_as_such(fresh, monkeypatch, name, features):
+    """This machine, made up, is asked for a target: blocks have 8 channels on one, 16 on the other."""
+    monkeypatch.setattr("search.templates.runtime_key", lambda method="host": f"1/x86_64/{features}")
+    said = stand_in(load_target(name))
+    ours, theirs = (16 if "avx512f" in features else 8), {"x86-avx512-vnni": 16, AVX2: 8}.get(name)
+    if theirs in (None, ours):
+        assert said == ""
+    else:
+        assert f"have {ours} channels where the target's have {theirs}" in said
 
 
 @pytest.mark.slow
