@@ -63,6 +63,7 @@ class Outcome:
     ``accuracy_high`` bound it with the study's confidence, ``accuracy_std`` is its standard error.
     ``stopped_early``: the evaluation was given up as hopeless, ``accuracy`` is then what was known.
     ``feasible`` is False when a limit does not hold or when it could not be evaluated; ``why`` says why.
+    ``disagreed``: the runtime answered otherwise than the simulation, by which the policy was scored.
     """
 
     policy: ResolvedPolicy
@@ -75,6 +76,7 @@ class Outcome:
     why: str = ""
     stopped_early: bool = False
     seconds: float = 0.0
+    disagreed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON document; ``from_dict`` reads it back."""

@@ -241,6 +241,7 @@ def footer_lines(results: Results, folder: Path | None = None) -> list[str]:
     if picked is not None:
         lines += [f"* picked: {_why_picked(results)}", *_test_line(picked, results)]
     lines += _line("verified", verified_text(results.get("verification"), "the searched network"))
+    lines += _line("differs", disagreed_text(results))
     for event in results.get("events") or []:
         lines += _line(event["kind"], event["text"])
     for other in results.get("siblings") or []:
@@ -256,6 +257,17 @@ def footer_lines(results: Results, folder: Path | None = None) -> list[str]:
         lines += _line("wrote", f"{folder}/{{{', '.join(results.get('files') or [])}}}")
         lines += _next(results, folder)
     return lines
+
+
+def disagreed_text(results: Results) -> str:
+    """Of how many policies the runtime's answers were not believed; "" where of none."""
+    count, of = results["search"].get("disagreed", 0), results["search"]["evaluated"]
+    if not count:
+        return ""
+    return (
+        f"on {count} of {of} policies the runtime answered otherwise than the searched network, by which "
+        "they were scored; one that is delivered is verified again"
+    )
 
 
 def _why_picked(results: Results) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .look import SAMPLES, Seen, Terms, estimate, hopeless, wrong_allowed
@@ -38,6 +38,7 @@ class Score:
 
     ``stopped_early``: given up after ``samples`` samples because the bar was out of reach; ``value`` is then
     an estimate that does not beat the bar. ``seconds``: what the evaluation takes, see `Clock`.
+    ``disagreed``: the runtime answered otherwise than the simulation, which was believed.
     """
 
     value: float
@@ -47,6 +48,7 @@ class Score:
     samples: int
     seconds: float
     stopped_early: bool = False
+    disagreed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,7 +62,7 @@ class Evidence:
     ``scores`` (up to N,) of the first validation samples in the order of their difficulty, found in batches
     that took ``batch_seconds``; ``look`` as in `search.look`. ``shrunk_seconds`` and ``compressed_seconds``:
     pruning and factorisation, which look and full evaluation share, and all that follows up to the first
-    answer. None: not done yet.
+    answer. None: not done yet. ``disagreed``: the scores are the simulation's, against the runtime's answers.
     """
 
     shrunk_seconds: float | None = None
@@ -68,13 +70,19 @@ class Evidence:
     compressed_seconds: float | None = None
     scores: tuple[float, ...] = ()
     batch_seconds: tuple[float, ...] = ()
+    disagreed: bool = False
 
     def merged(self, other: Evidence) -> Evidence:
         """All that either knows; this one where both do."""
         longer = other if len(other.scores) > len(self.scores) else self
         shrunk = other.shrunk_seconds if self.shrunk_seconds is None else self.shrunk_seconds
         return Evidence(
-            shrunk, self.look or other.look, longer.compressed_seconds, longer.scores, longer.batch_seconds
+            shrunk,
+            self.look or other.look,
+            longer.compressed_seconds,
+            longer.scores,
+            longer.batch_seconds,
+            longer.disagreed,
         )
 
     def fits(self, terms: Terms) -> bool:
@@ -94,6 +102,8 @@ class Evidence:
         doc["compressed_seconds"] = self.compressed_seconds
         doc["scores"] = _packed(self.scores)
         doc["batch_seconds"] = list(self.batch_seconds)
+        if self.disagreed:
+            doc["disagreed"] = True
         return doc
 
     @classmethod
@@ -108,6 +118,7 @@ class Evidence:
                 _seconds(doc["compressed_seconds"]),
                 _unpacked(doc["scores"]),
                 _times(doc["batch_seconds"]),
+                _flag(doc.get("disagreed", False)),
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"not evidence: {problem!r}") from problem
@@ -141,10 +152,10 @@ def judge(known: Evidence, terms: Terms, bar: float | None) -> Score | Stage:
         if wrong > allowed and done < terms.count:
             value, std = _continued(part, done - wrong, done, terms.count)
             assert bar is not None
-            return _below(value, std, bar, terms, done, seconds)
+            return replace(_below(value, std, bar, terms, done, seconds), disagreed=known.disagreed)
     if done < terms.count:
         return "batch"
-    return Score(*interval(known.scores), terms.count, seconds)
+    return Score(*interval(known.scores), terms.count, seconds, disagreed=known.disagreed)
 
 
 def in_batches(terms: Terms) -> bool:
@@ -251,6 +262,12 @@ def _times(values: Any) -> tuple[float, ...]:
     if any(v < 0 for v in found):
         raise ValueError("not evidence: a time below 0")
     return found
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"not evidence: {value!r:.40} is neither true nor false")
+    return value
 
 
 def _is_number(value: Any) -> bool:

@@ -166,7 +166,8 @@ class SearchFacts(TypedDict):
     """Counts of the search.
 
     Of the `evaluated` outcomes, `feasible` held the budget, `stopped` were given up early and `reused` came
-    from a cache or an earlier run; `rejected` policies were never evaluated.
+    from a cache or an earlier run; `rejected` policies were never evaluated. Of `disagreed` the runtime
+    answered otherwise than the simulation, by which they were scored.
     """
 
     agent: str
@@ -180,6 +181,7 @@ class SearchFacts(TypedDict):
     rejected: NotRequired[int]
     stopped: NotRequired[int]
     reused: NotRequired[int]
+    disagreed: NotRequired[int]
 
 
 class Step(TypedDict):

@@ -205,6 +205,7 @@ class Examination:
             known,
             scores=(*known.scores, *scores),
             batch_seconds=(*known.batch_seconds, clock.spent()),
+            disagreed=known.disagreed or self._answers.disagreed,
         )
 
     def _compressed(self, weights: dict[str, Tensor]) -> Answers:

@@ -237,6 +237,7 @@ def outcome_of(problem: Problem, finished: Finished) -> Outcome:
         why,
         score.stopped_early,
         score.seconds,
+        score.disagreed,
     )
 
 

@@ -278,6 +278,7 @@ def search_facts(setup: Setup, study: Study | None) -> SearchFacts:
         evaluated=len(entries),
         feasible=sum(e.outcome.feasible for e in entries),
         stopped=sum(e.outcome.stopped_early for e in entries),
+        disagreed=sum(e.outcome.disagreed for e in entries),
     )
 
 

@@ -178,6 +178,7 @@ def _searched(results: Results) -> str:
             ("rejected", "rejected unseen"),
             ("stopped", "stopped early"),
             ("reused", "reused"),
+            ("disagreed", "scored by simulation, since the runtime answered otherwise"),
         )
         if (count := s.get(key))
     ]

@@ -85,6 +85,14 @@ def test_a_failed_verification_shouts() -> None:
     assert render(example(verification=None)).count("verified") == 0
 
 
+def test_policies_on_which_the_runtime_was_not_believed_are_counted() -> None:
+    results = example()
+    assert "differs" not in render(results)
+    results["search"]["disagreed"] = 3
+    of = results["search"]["evaluated"]
+    assert f"differs   on 3 of {of} policies the runtime answered otherwise" in render(results)
+
+
 def test_prediction_measurement_and_applied() -> None:
     text = render_prediction(
         {

@@ -186,7 +186,9 @@ def test_a_policy_given_up_does_not_beat_the_bar_and_one_that_beats_it_is_not(
     assert not known.fits(replace(terms, count=len(scores) - 1))
 
 
-@pytest.mark.parametrize("evidence", [Evidence(), LOOKED, HALF, WHOLE, FRACTIONS])
+@pytest.mark.parametrize(
+    "evidence", [Evidence(), LOOKED, HALF, WHOLE, FRACTIONS, replace(WHOLE, disagreed=True)]
+)
 def test_json_and_back(evidence: Evidence) -> None:
     assert Evidence.from_dict(json.loads(json.dumps(evidence.to_dict()))) == evidence
     assert evidence.merged(Evidence()) == evidence == Evidence().merged(evidence)
@@ -215,6 +217,7 @@ def test_json_and_back(evidence: Evidence) -> None:
         {"look": 7},
         {"compressed_seconds": None},
         {"shrunk_seconds": "soon"},
+        {"disagreed": 1},
     ],
 )
 def test_what_is_not_evidence_is_refused(change: dict[str, object]) -> None:

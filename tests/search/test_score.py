@@ -117,7 +117,23 @@ def test_a_runtime_that_answers_otherwise_is_not_believed(task: Task, scorer: Sc
     assert answers.runtime
     assert torch.equal(answers.scores(task.validation), expected)
     assert not answers.runtime
+    assert answers.disagreed
     assert CHECKED < SAMPLES
+
+
+def test_a_disbelieved_runtime_is_told_of(
+    task: Task, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, other = policies_of(scorer)[1], policies_of(scorer)[4]
+    assert not scorer.score(policy).disagreed
+    wrong = Answers(compress(scorer.network, other, ABILITIES.numerics), task.metric)._session
+    monkeypatch.setattr("search.answers._session", lambda compressed: wrong)
+    score, known = scorer.examined(policy)
+    assert score.disagreed
+    assert known.disagreed
+    simulated = Scorer(task, scorer.network, ABILITIES.numerics, runtime=False).score(policy)
+    assert not simulated.disagreed
+    assert without_time(replace(score, disagreed=False)) == without_time(simulated)
 
 
 def test_the_least_certain_samples_come_first(scorer: Scorer, task: Task) -> None:
