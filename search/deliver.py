@@ -16,7 +16,7 @@ from .runfolder import MODEL, POLICY, WEIGHTS, RunFolder
 from .score import Score, interval, score_compressed
 from .setup import Setup
 from .stored import to_bytes
-from .timing import Stopwatch, measure_models, measures
+from .timing import TRIES, Stopwatch, measure_models, measures
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def deliver(
     task = setup.task
     proof = verify(candidate.compressed, made, task.validation.inputs, exporter)
     _check_kernels(setup, candidate, made, event)
-    timings = _timed(setup, candidate, made, watch)
+    timings = _timed(setup, made, watch, event)
     files = write_files(folder, candidate, made)
     test = base_test = None
     if task.test is not None:
@@ -100,8 +100,12 @@ def _check_kernels(setup: Setup, candidate: Candidate, made: Files, event: Calla
     )
 
 
-def _timed(setup: Setup, candidate: Candidate, made: Files, watch: Stopwatch) -> dict[str, Measurement]:
-    """The delivered file beside the uncompressed and the all-integer one, interleaved, on the device."""
+def _timed(setup: Setup, made: Files, watch: Stopwatch, event: Callable[..., None]) -> dict[str, Measurement]:
+    """The delivered file beside the uncompressed and the all-integer one, interleaved, on the device.
+
+    Other work only ever adds time. So an unsteady measurement, and one that breaks a budget that the policy
+    held before, is repeated, and the least counts. What then is over the budget is told as an event.
+    """
     if not measures(setup):
         return {}
     from compressors.apply import compress
@@ -110,11 +114,22 @@ def _timed(setup: Setup, candidate: Candidate, made: Files, watch: Stopwatch) ->
     space = setup.space
     int8 = space.resolve(space.uniform(1.0, max(space.abilities.act_bits, default=None)))
     models = [export_model(compress(network, p, numerics)) for p in (setup.base_policy, int8)]
-    found = measure_models(setup, [*models, made[MODEL]])
     known = setup.measured.get(setup.base_policy.digest)
-    if known is not None:  # as every measurement of a run: in units of the uncompressed network's first one
-        found = [m.scaled(known / found[0].latency_ms) for m in found]
-    return dict(zip(("base", "int8", "picked"), found, strict=True))
+    best: list[Measurement] = []
+    for _ in range(TRIES):
+        found = measure_models(setup, [*models, made[MODEL]])
+        best = [min(pair, key=lambda m: m.latency_ms) for pair in zip(best or found, found, strict=True)]
+        # as every measurement of a run: in units of the uncompressed network's first one
+        scaled = best if known is None else [m.scaled(known / best[0].latency_ms) for m in best]
+        if watch.within(scaled[-1].latency_ms) and all(m.stable for m in found):
+            break
+    if not watch.within(scaled[-1].latency_ms):
+        event(
+            "budget",
+            f"the delivered file takes {scaled[-1].latency_ms:.3f} ms at least in {TRIES} measurements, over "
+            f"the {watch.limit_ms:.3f} ms it was searched for",
+        )
+    return dict(zip(("base", "int8", "picked"), scaled, strict=True))
 
 
 def _base_test(setup: Setup) -> Score:

@@ -92,9 +92,12 @@ class Stopwatch:
 
     def holds(self, policy: ResolvedPolicy) -> bool:
         """Whether a timed policy's measured latency is within the latency budget."""
+        return self.within(self.seen[policy.digest][1])
+
+    def within(self, latency_ms: float) -> bool:
+        """Whether a measured latency is within the latency budget."""
         limit = self.setup.budget.max_latency_ms
-        latency = self.seen[policy.digest][1]
-        return limit is None or latency <= self.limit_ms * (1 + TOLERANCE)
+        return limit is None or latency_ms <= self.limit_ms * (1 + TOLERANCE)
 
     @property
     def limit_ms(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 import search
 from hw_profiles.devices.contract import Work
 from hw_profiles.devices.simulated import SimulatedDevice
+from hw_profiles.measure import Measurement
 from search import engine, setup
 from search.cli import main
 from search.errors import DeviceError
 from search.results import Results, read_results
+from search.timing import measure_models
 from tests.hw_profiles.devices.servers import TOKEN, http_agent
 
 #: Without profiling first: tests/search/test_profile.py has that.
@@ -93,6 +96,32 @@ def test_a_device_slower_than_predicted_moves_the_budget_and_the_front(
     assert results["points"]
     assert all(p["measured"]["latency_ms"]["value"] <= 0.51 * base for p in results["points"])
     assert device.given > len(results["points"])  # during the search as well
+
+
+@pytest.mark.parametrize("disturbed", [0, 1, 9])
+def test_what_is_delivered_is_measured_again_where_it_breaks_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disturbed: int
+) -> None:
+    calls = 0
+
+    def measured(setup_: setup.Setup, models: Sequence[bytes]) -> list[Measurement]:
+        nonlocal calls
+        calls += 1
+        *others, last = measure_models(setup_, models)
+        return [*others, last.scaled(3.0) if calls <= disturbed else last]
+
+    monkeypatch.setattr(setup, "device_at_hand", lambda config, target: SimulatedDevice(noise=0.002))
+    monkeypatch.setattr("search.deliver.measure_models", measured)
+    search.run(target="raspberry-pi-4", max_latency="0.5x", out=str(tmp_path / "run"), **QUICK)
+    results = front_of(tmp_path / "run")
+    picked = next(p for p in results["points"] if p["picked"])
+    holds = (
+        picked["measured"]["latency_ms"]["value"] <= 1.02 * results["budget"]["limits"]["latency_ms"]["limit"]
+    )
+    told = [e["text"] for e in results["events"] if e["kind"] == "budget"]
+    assert calls == min(disturbed + 1, 3)
+    assert holds == (disturbed < 3) == (not told)
+    assert all("over the" in text for text in told)
 
 
 def test_an_unsteady_device_ends_the_run_unless_accepted(
