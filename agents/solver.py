@@ -42,7 +42,7 @@ REMEMBERED = 64
 LEVEL = 0.85
 #: Relative error of estimates at a solution beyond which prices are exact from there on: an optimum finds the
 #: policies that estimates are too low for.
-TRUST = 0.02
+TRUST = 0.06
 
 
 @dataclass(frozen=True)
