@@ -64,14 +64,15 @@ GOALS = {
 REPEATS = 100
 
 
-def plain_dynamic(base: bytes) -> bytes:
+def plain_dynamic(setup: Setup, base: bytes) -> bytes:
     """onnxruntime's own dynamic quantisation: activations are rounded as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(base)
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+        reduced = bool(setup.scorer.numerics.weight_reserve)
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8, reduce_range=reduced)
         return target.read_bytes()
 
 
@@ -186,7 +187,7 @@ def measured(network: str, setup: Setup, delivered: bytes) -> dict[str, dict[str
     base = export_model(compress(setup.scorer.network, setup.base_policy, setup.scorer.numerics))
     models = {"fp32": base, "plain static": plain_int8(setup, base)}
     if any(n.op == "sdpa" for n in setup.space.structure.graph.nodes):
-        models["plain dynamic"] = plain_dynamic(base)
+        models["plain dynamic"] = plain_dynamic(setup, base)
     models["ours"] = delivered
     names = setup.space.structure.graph.inputs
     feed = {n: x[:1].numpy() for n, x in zip(names, setup.task.example, strict=True)}
