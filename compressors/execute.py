@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import TraceError
 from .graph import ELEMENTWISE, Graph, Node
+from .padding import begins_and_ends
 from .trace import Ref
 
 _Operation = Callable[[Node, list[Any], list[tuple[int, ...]]], Any]
@@ -116,6 +117,11 @@ _AVG: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: Mapping[str, Any]) -> Tensor:
     """A convolution, right where torch is not (`misread`), quick where it is slow; ``attrs`` of a node."""
     stride, padding, dilation, groups = (attrs[k] for k in ("stride", "padding", "dilation", "groups"))
+    if len(padding) > len(stride):  # torch's convolutions pad both ends alike
+        begins, ends = begins_and_ends(attrs)
+        x = F.pad(x, [p for both in zip(reversed(begins), reversed(ends), strict=True) for p in both])
+        padding = (0,) * len(stride)
+        attrs = {**attrs, "padding": padding}
     columns = (x.shape[-1] + 2 * padding[-1] - 1) // stride[-1] + 1
     if not misread(x, weight, columns):
         if _framing(x, weight, stride):  # the same bits, five times as fast

@@ -14,6 +14,7 @@ import torch
 
 from . import moves
 from .graph import ELEMENTWISE, Node
+from .padding import attribute
 
 if TYPE_CHECKING:
     from .trace import Builder
@@ -97,12 +98,12 @@ def _conv(b: Builder, node: Any, a: dict[str, Any]) -> bool:
     x = b.tensor(a["input"])
     if isinstance(padding, str):
         both = [0] * n if padding == "valid" else [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        if any(p % 2 for p in both):
-            return False
-        padding = [p // 2 for p in both]
+        padding = attribute([p // 2 for p in both], [p - p // 2 for p in both])
+    else:
+        padding = _tuple(padding, n)
     attrs = {
         "stride": _tuple(a["stride"], n),
-        "padding": _tuple(padding, n),
+        "padding": padding,
         "dilation": dilation,
         "groups": int(a["groups"]),
     }

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from .factors.base import FACTORISATIONS, Step, channel_ends
 from .graph import WEIGHT_OPS, DimSize, Graph, Node, Structure, TensorType
+from .padding import begins_and_ends
 from .policy import FLOAT, ResolvedPolicy
 from .resolve import Numerics, fused_output, without_blocks
 
@@ -171,10 +172,11 @@ def _inner(
     """Type and sizes of the tensor between two factors."""
     if step.op == "linear":
         return TensorType((*before[:-1], full)), (*sizes[:-1], channels)
-    stride, padding, dilation = (step.attrs[k] for k in ("stride", "padding", "dilation"))
+    stride, dilation = step.attrs["stride"], step.attrs["dilation"]
+    zeros = map(sum, zip(*begins_and_ends(step.attrs), strict=True))
     spatial = tuple(
-        (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, p, d, k, t in zip(before[2:], padding, dilation, step.kernel, stride, strict=True)
+        (s + p - d * (k - 1) - 1) // t + 1
+        for s, p, d, k, t in zip(before[2:], zeros, dilation, step.kernel, stride, strict=True)
     )
     return TensorType((before[0], full, *spatial)), (sizes[0], channels, *(DimSize(s) for s in spatial))
 

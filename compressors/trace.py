@@ -2,7 +2,8 @@
 
 Operations and their attributes (inputs in parentheses; "" where absent):
 
-conv (x, w, b): stride, padding, dilation, groups. conv_transpose (x, w, b): also output_padding.
+conv (x, w, b): stride, padding (begins, or begins and ends where those differ), dilation, groups.
+conv_transpose (x, w, b): stride, padding, dilation, groups, output_padding.
 linear (x, w, b). matmul (a, b). batch_norm (x, w, b, mean, var): eps. layer_norm (x, w, b): dims, eps.
 group_norm (x, w, b): groups, eps. add, sub, mul, div, pow, maximum, minimum (a, b). cat (...): axis.
 split (x) -> several: axis. slice (x): axis, start, end, step. select (x): axis, index.
@@ -33,6 +34,7 @@ from .errors import NumericsError, TraceError
 from .graph import Graph, Node, Shape, TensorType
 from .handlers import HANDLERS, IGNORED
 from .moves import tensor_type
+from .padding import in_convolutions
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Builder:
             {k: tensor_type(v) for k, v in self.weights.items()},
             self.fixed,
         )
-        graph = graph.rebuilt(self.nodes)
+        graph = in_convolutions(graph.rebuilt(self.nodes))
         return Traced(graph, {k: self.weights[k] for k in graph.params})
 
     def _placeholders(self) -> None:

@@ -2,4 +2,4 @@
 
 #: To be raised by hand with every change that gives a policy another network, be it in the last bit:
 #: pruning, factorisation, recalibration, rounding, the simulation. Accuracies of other versions are not used.
-COMPRESSOR_VERSION = 3
+COMPRESSOR_VERSION = 4

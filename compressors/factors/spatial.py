@@ -24,7 +24,7 @@ def _full_rank(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _steps(op: str, kernel: tuple[int, ...], attrs: Mapping[str, Any]) -> list[Step]:
     def half(i: int, rank: int | None) -> Step:
         def only(values: tuple[int, ...], rest: int) -> tuple[int, ...]:
-            return tuple(v if d == i else rest for d, v in enumerate(values))
+            return tuple(v if d % 2 == i else rest for d, v in enumerate(values))
 
         return Step(
             op,

@@ -6,6 +6,7 @@ import numpy as np
 
 from compressors.compressed import ActivationCode, WeightCode
 from compressors.graph import Node
+from compressors.padding import begins_and_ends
 from compressors.resolve import fused_output
 from search.emit.builder import ArrayLike, Builder, as_array, element_type
 
@@ -35,7 +36,7 @@ def _convolution(b: Builder, n: Node, op: str, **extra: object) -> None:
         n.name,
         kernel_shape=b.shape(w)[2:],
         strides=a["stride"],
-        pads=[*a["padding"], *a["padding"]],
+        pads=[p for side in begins_and_ends(a) for p in side],
         dilations=a["dilation"],
         group=a["groups"],
         **extra,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressors.graph import Node
+from compressors.padding import begins_and_ends
 from search.emit.builder import UnsupportedOperationError, as_array
 from search.emit_ncnn.builder import Builder, Value, shape_params
 
@@ -108,10 +109,10 @@ def _convolution(
         )
     shape = b.graph.params[w].shape
     params: dict[int, Value] = {0: channels, 1: shape[-1], 2: a["dilation"][-1], 3: a["stride"][-1]}
-    params |= {4: a["padding"][-1], 15: a["padding"][-1], 5: int(bool(bias)), 6: math.prod(shape), **more}
+    begins, ends = begins_and_ends(a)
+    params |= {4: begins[-1], 15: ends[-1], 5: int(bool(bias)), 6: math.prod(shape), **more}
     if rank == 2:
-        params |= {11: shape[-2], 12: a["dilation"][0], 13: a["stride"][0], 14: a["padding"][0]}
-        params[16] = a["padding"][0]
+        params |= {11: shape[-2], 12: a["dilation"][0], 13: a["stride"][0], 14: begins[0], 16: ends[0]}
     if a["groups"] > 1:
         kind, params[7] = f"{kind}DepthWise", a["groups"]
     last, fused, names = activation(b, n)

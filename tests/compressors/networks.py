@@ -47,6 +47,7 @@ _ODD: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "gated": (odd.Gated, ((4, 20),)),
     "grouped-transposed": (odd.GroupedTransposed, ((3, 8, 8),)),
     "reparametrised": (odd.Reparametrised, ((3, 8, 8),)),
+    "padded": (odd.Padded, ((3, 16, 16),)),
 }
 
 

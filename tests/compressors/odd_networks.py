@@ -236,3 +236,24 @@ class Reparametrised(nn.Module):
         x = F.relu(self.conv1(x))
         x = F.relu(F.conv2d(x, self.conv2.weight * 0.5, self.conv2.bias, padding=1))
         return self.head(x.mean((2, 3)))
+
+
+class Padded(nn.Module):
+    """Zeros around the data in operations of their own, as networks from TensorFlow have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU6()
+        )
+        self.depthwise = nn.Sequential(nn.Conv2d(12, 12, 3, groups=12), nn.BatchNorm2d(12), nn.ReLU6())
+        self.even = nn.Conv2d(12, 8, (4, 1), padding="same")
+        self.last = nn.Conv2d(8, 8, 2, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        wide = F.pad(x, (1, 1, 1, 1))  # read by two
+        x = self.depthwise(wide) + F.max_pool2d(wide, 3, 1)
+        x = F.relu(self.last(F.pad(self.even(x), (2, 1))))
+        return self.head(x.mean((2, 3)))

@@ -31,6 +31,7 @@ CONVS: dict[str, tuple[type[nn.Module], dict[str, object]]] = {
     "uneven": (nn.Conv2d, {"kernel_size": (3, 5), "stride": (1, 2), "padding": (1, 2)}),
     "dilated": (nn.Conv2d, {"kernel_size": 3, "padding": 2, "dilation": 2}),
     "even": (nn.Conv2d, {"kernel_size": 4, "stride": 2, "padding": 1}),
+    "even-same": (nn.Conv2d, {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)}),
     "no-bias": (nn.Conv2d, {"kernel_size": 3, "bias": False}),
     "pointwise": (nn.Conv2d, {"kernel_size": 1, "stride": 2}),
     "signal": (nn.Conv1d, {"kernel_size": 5, "stride": 2, "padding": 2}),

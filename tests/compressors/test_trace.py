@@ -48,6 +48,26 @@ def test_every_tensor_has_the_shape_the_graph_says(name: str) -> None:
     }
 
 
+def test_convolutions_pad_for_themselves() -> None:
+    graph = network_of("padded").structure.graph
+    padding = {n.inputs[1]: n.attrs["padding"] for n in graph.nodes if n.op == "conv"}
+    assert padding == {
+        "stem.1.weight": (0, 0, 1, 1), "depthwise.0.weight": (1, 1), "even.weight": (1, 0, 2, 0),
+        "last.weight": (1, 3, 1, 2),
+    }  # fmt: skip
+    assert [(n.op, n.name) for n in graph.nodes if n.op == "pad"] == [("pad", "pad_1")]  # a pool reads it too
+
+
+@pytest.mark.parametrize(
+    "before", [nn.ConstantPad2d(1, 0.5), nn.ReflectionPad2d(1), nn.ZeroPad2d((-1, 0, 0, 0))], ids=repr
+)
+def test_other_values_than_zeros_are_padded_before(before: nn.Module) -> None:
+    network, x = nn.Sequential(before, nn.Conv2d(2, 4, 3)), torch.randn(2, 2, 6, 6)
+    traced = trace(network, (x,))
+    assert any(n.op == "pad" for n in traced.graph.nodes)
+    torch.testing.assert_close(run(traced.graph, traced.weights, (x,))[0], network(x))
+
+
 def test_fixed_batch_is_recognised() -> None:
     assert network_of("fixed-batch").structure.graph.fixed_batch == 2
     assert network_of("plain").structure.graph.fixed_batch is None

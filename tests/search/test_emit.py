@@ -124,6 +124,22 @@ def test_quantised_values_equal_the_simulation(residual):
         assert (found.argmax(1) == expected.numpy().argmax(1)).mean() > 0.9
 
 
+def test_zeros_around_integers_take_no_kernel():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 16, 3, stride=2), nn.ReLU6(), nn.ZeroPad2d((1, 2, 1, 2)),
+        nn.Conv2d(16, 16, 5, stride=2, groups=16), nn.ReLU6(), nn.Conv2d(16, 24, 1), nn.Flatten(),
+        nn.Linear(24 * 9, 10),
+    )  # fmt: skip
+    x = torch.randn(48, 1, 12, 12)
+    network = Network.from_module(net.eval(), (x[:1],), (x,))
+    space = PolicySpace(network.structure, Abilities())
+    compressed = compress(network, space.resolve(space.uniform(1.0, 8)), Numerics())
+    model = export_model(compressed)
+    assert not {"Pad"} & {n.op_type for n in onnx.load_from_string(model).graph.node}
+    np.testing.assert_allclose(_run(model, x)[0], simulate(compressed, (x,))[0].numpy(), atol=0.05)
+
+
 def test_chains_of_integer_layers_give_the_runtime_s_codes():
     class Chain(nn.Module):
         def __init__(self) -> None:

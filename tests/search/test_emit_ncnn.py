@@ -66,6 +66,8 @@ WEIGHTED = [
     (nn.Conv2d(6, 9, 3, dilation=2, groups=3, padding=2), IMAGE),
     (nn.Conv2d(6, 12, 3, groups=6), IMAGE),
     (nn.Conv1d(6, 8, 5, stride=2, padding=2), SERIES),
+    (nn.Sequential(nn.ZeroPad2d((0, 1, 2, 3)), nn.Conv2d(6, 8, 3, stride=2, padding=(0, 1))), IMAGE),
+    (nn.Sequential(nn.ConstantPad1d((3, 0), 0.0), nn.Conv1d(6, 8, 4)), SERIES),
     (nn.Conv1d(6, 6, 3, groups=6, dilation=2), SERIES),
     (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
     (nn.ConvTranspose2d(6, 9, (2, 3), stride=(2, 1), groups=3), IMAGE),
