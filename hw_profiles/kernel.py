@@ -93,10 +93,15 @@ class KernelKind:
 
 @dataclass(frozen=True, eq=False)
 class KernelBatch:
-    """Shapes of P policies for one template of K kernels; every column is float64 of shape (P, K)."""
+    """Shapes of P policies for one template of K kernels; every column is float64 of shape (P, K).
+
+    ``held``: (P,) bytes that the whole network goes through in a run (`held_bytes`), where the kernels are
+    only some of it; None where they are all.
+    """
 
     kinds: tuple[KernelKind, ...]
     columns: Mapping[str, Array] = field(repr=False)
+    held: Array | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         missing = [name for name in COLUMNS if name not in self.columns]
@@ -123,12 +128,14 @@ class KernelBatch:
 
     def row(self, i: int) -> KernelBatch:
         """The batch of policy i alone, (1, K)."""
-        return KernelBatch(self.kinds, {name: self.columns[name][i : i + 1] for name in COLUMNS})
+        held = None if self.held is None else self.held[i : i + 1]
+        return KernelBatch(self.kinds, {name: self.columns[name][i : i + 1] for name in COLUMNS}, held)
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> KernelBatch:
         """The batch of the given policies, in the given order."""
         index = np.asarray(rows, dtype=np.intp)
-        return KernelBatch(self.kinds, {name: self.columns[name][index] for name in COLUMNS})
+        held = None if self.held is None else self.held[index]
+        return KernelBatch(self.kinds, {name: self.columns[name][index] for name in COLUMNS}, held)
 
     @cached_property
     def _has_macs(self) -> Array:
@@ -166,6 +173,16 @@ class KernelBatch:
         if np.isnan(fixed).any():
             fixed = np.where(np.isnan(fixed), self.columns["weight_bits"] / 8.0, fixed)
         return np.asarray(self.columns["weight_elements"] * fixed)
+
+    def held_bytes(self) -> Array:
+        """(P,) bytes that a run goes through: all weights, and the most activations that a kernel moves."""
+        if self.held is not None:
+            return self.held
+        return np.asarray(self.weight_bytes().sum(axis=1) + self.moved_bytes().max(axis=1, initial=0.0))
+
+    def moved_bytes(self) -> Array:
+        """(P, K) bytes of activations read and written."""
+        return np.asarray(self.in_bytes() + self.out_bytes())
 
     def _activation_bytes(self, side: int) -> Array:
         fixed = np.array([activation_width(kind)[side] for kind in self.kinds])

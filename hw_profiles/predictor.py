@@ -85,6 +85,11 @@ class Predictor:
             backing=self._backing(costs),
         )
 
+    @property
+    def bends(self) -> tuple[float, ...]:
+        """See `CostModel.bends`; with a learned residual it is linear between them only nearly."""
+        return self._model.bends
+
     def quantile_factor(self, risk: float) -> float:
         """Factor on the point estimate that latency stays below with probability `risk` (0.5: 1)."""
         if not 0.0 < risk < 1.0:

@@ -48,15 +48,15 @@ MOST_RUNS = 16_384
 class _Seen:
     """Kernels seen at one site under one local key: the most frequent set, compiled over all value names.
 
-    ``used`` are the positions of the values its sizes depend on; ``memo`` holds (ms, mJ, MACs) by these,
-    to ten digits: an estimate then depends neither on the process nor on what was estimated with it.
+    ``used`` are the positions of the values its sizes depend on; ``memo`` holds by these what is summed, to
+    ten digits: an estimate then depends neither on the process nor on what was estimated with it.
     """
 
     text: tuple[str, ...]
     kinds: tuple[KernelKind, ...]
     columns: Formulas
     used: tuple[int, ...]
-    memo: dict[tuple[float, ...], tuple[float, float, float]] = field(default_factory=dict)
+    memo: dict[tuple[float, ...], tuple[float, ...]] = field(default_factory=dict)
 
     @cached_property
     def take(self) -> Callable[[list[float]], tuple[float, ...]]:
@@ -257,7 +257,11 @@ class Estimator:
         return row
 
     def _summed(self, policies: Sequence[ResolvedPolicy]) -> Array:
-        """(P, 3): milliseconds of the kernels, millijoules, MACs."""
+        """(P, 3): milliseconds of the kernels, millijoules, MACs.
+
+        A kernel's weights are in the cache or not by what the whole network holds. Kernels are priced at the
+        sizes between which that is linear, and their sums interpolated.
+        """
         self._refresh()
         parts: list[list[tuple[_Seen, tuple[float, ...]]]] = []
         missing: dict[int, tuple[_Seen, dict[tuple[float, ...], list[float]]]] = {}
@@ -271,8 +275,15 @@ class Estimator:
         if missing:
             self._price_missing(missing)
         out = np.zeros((len(policies), 3))
+        bends = self.lowering.predictor.bends
         for i, one in enumerate(parts):
-            out[i] = [sum(column) for column in zip(*[s.memo[at] for s, at in one], strict=True)] or 0.0
+            if not one:
+                continue
+            moved, mj, macs, weights, *ms = zip(*[s.memo[at] for s, at in one], strict=True)
+            times = [sum(column) for column in ms]
+            if bends:
+                times[0] = float(np.interp(sum(weights) + max(moved), bends, times))
+            out[i] = times[0], sum(mj), sum(macs)
         return out
 
     def _here(self, policy: ResolvedPolicy) -> list[_Seen]:
@@ -324,22 +335,26 @@ class Estimator:
             table = seen.columns(np.array(list(example.values()), dtype=np.float64))
             for j, kind in enumerate(seen.kinds):
                 buckets.setdefault(kind, []).append((rows, table[:, j :: len(seen.kinds)]))
-        sums = np.zeros((len(wanted), 3))
+        predictor = self.lowering.predictor
+        sums = np.zeros((len(wanted), 4 + max(1, len(predictor.bends))))
         for kind in sorted(buckets, key=repr):
             rows = np.concatenate([r for r, _ in buckets[kind]])
             table = np.concatenate([t for _, t in buckets[kind]])
             batch = KernelBatch((kind,), {c: table[:, [i]] for i, c in enumerate(COLUMNS)})
-            found = self.lowering.predictor.predict(batch)
-            np.add.at(sums[:, 0], rows, found.kernel_ms[:, 0])
+            for k, held in enumerate(predictor.bends or (None,)):
+                within = None if held is None else np.full(len(rows), held)
+                found = predictor.predict(replace(batch, held=within))
+                np.add.at(sums[:, 4 + k], rows, found.kernel_ms[:, 0])
+            np.maximum.at(sums[:, 0], rows, batch.moved_bytes()[:, 0])
             np.add.at(sums[:, 2], rows, batch.macs()[:, 0])
+            np.add.at(sums[:, 3], rows, batch.weight_bytes()[:, 0])
             if found.energy_mj is None:
                 self._has_energy = False
             else:
                 np.add.at(sums[:, 1], rows, found.energy_mj)
             self._fixed = float(f"{found.latency_ms[0] - found.kernel_ms[0].sum():.9e}")
         for (seen, at), row in zip(wanted, sums, strict=True):
-            ms, mj, macs = (float(f"{x:.9e}") for x in row)
-            seen.memo[at] = (ms, mj, macs)
+            seen.memo[at] = tuple(float(f"{x:.9e}") for x in row)
 
     def _refresh(self) -> None:
         """Forget prices when the predictor was corrected."""

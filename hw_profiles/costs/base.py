@@ -39,6 +39,14 @@ class CostModel(ABC):
         self.target = target
         self.constants = target.cost.constants
 
+    @property
+    def bends(self) -> tuple[float, ...]:
+        """Bytes held by a network (`KernelBatch.held_bytes`) between which a kernel's time is linear in them.
+
+        Rising; none where it does not depend on them. Before the first and beyond the last it is constant.
+        """
+        return ()
+
     @abstractmethod
     def price(self, batch: KernelBatch, threads: int) -> Costs:
         """Time of every kernel of every policy, in microseconds."""

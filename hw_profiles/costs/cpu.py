@@ -200,8 +200,7 @@ def cold_shares(batch: KernelBatch, core_bytes: float, last_bytes: float) -> tup
 
     A network walks its weights once per run; what exceeds the cache has been evicted when it is wanted again.
     """
-    held = batch.weight_bytes().sum(axis=1) + (batch.in_bytes() + batch.out_bytes()).max(axis=1, initial=0.0)
-    held = held[:, None]
+    held = batch.held_bytes()[:, None]
     return np.clip(held / core_bytes - 0.5, 0.0, 1.0), np.clip(held / last_bytes - 0.5, 0.0, 1.0)
 
 
@@ -217,12 +216,22 @@ def families(kinds: tuple[KernelKind, ...]) -> dict[str, list[int]]:
 class CpuCost(CostModel):
     """Linear loop-count model of a CPU runtime, with fitted thread scaling."""
 
-    def price(self, batch: KernelBatch, threads: int) -> Costs:
-        """See `CostModel.price`."""
+    @property
+    def bends(self) -> tuple[float, ...]:
+        """See `CostModel.bends`."""
+        sizes = {size for size in self._caches if np.isfinite(size)}
+        return tuple(sorted({share * size for size in sizes for share in (0.5, 1.5)}))
+
+    @property
+    def _caches(self) -> tuple[float, float]:
+        """Bytes of a core's cache and of the last one; infinite where unknown."""
         device = self.target.device
         core = device.core_cache_bytes.value if device.core_cache_bytes else float("inf")
-        last = device.last_cache_bytes.value if device.last_cache_bytes else core
-        cold = cold_shares(batch, core, last)
+        return core, device.last_cache_bytes.value if device.last_cache_bytes else core
+
+    def price(self, batch: KernelBatch, threads: int) -> Costs:
+        """See `CostModel.price`."""
+        cold = cold_shares(batch, *self._caches)
         count = len(batch.kinds)
         busy = np.zeros(batch.shape)
         overhead = np.zeros(count)

@@ -268,6 +268,31 @@ def test_a_batch_norm_that_runs_as_a_convolution_is_read(tmp_path):
     assert estimator.error < 0.05
 
 
+def test_estimates_know_that_weights_of_a_large_network_leave_the_cache(tmp_path):
+    class Large(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Sequential(
+                torch.nn.Conv2d(1, 256, 3), torch.nn.ReLU(), torch.nn.Conv2d(256, 384, 3), torch.nn.ReLU(),
+                torch.nn.Conv2d(384, 384, 3), torch.nn.ReLU(), torch.nn.Conv2d(384, 10, 1),
+            )  # fmt: skip
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x).mean((2, 3))
+
+    x = torch.randn(8, 1, 10, 10)
+    network = Network.from_module(Large().eval(), (x[:1],), (x,))
+    lowering = _lowering(network, tmp_path)
+    space = PolicySpace(network.structure, Abilities())
+    estimator = Estimator.learned(space, lowering)
+    policies = [space.resolve(space.uniform(r, b)) for r in (1.0, 0.8, 0.6, 0.4, 0.2) for b in (8, None)]
+    exact = lowering.costs(policies)["latency_ms"]
+    held = [lowering.kernels([p])[0][1].held_bytes()[0] for p in policies]
+    bends = lowering.predictor.bends
+    assert min(held) < bends[0] < bends[1] < max(held)
+    np.testing.assert_allclose(estimator.costs(policies)["latency_ms"], exact, rtol=0.01)
+
+
 def test_a_size_no_rule_covers_is_priced_from_a_run(tmp_path):
     class Running(torch.nn.Module):
         def __init__(self) -> None:
