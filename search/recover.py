@@ -25,6 +25,7 @@ from compressors.policy import ResolvedPolicy
 from compressors.resolve import Numerics
 
 from .distil import CPU, TRYING, Distiller, Stage, float_stage, folded, one_cycle, rounded_stage
+from .memory import give_back
 from .recovering import MOMENTS, Best, State
 from .score import interval, score_compressed
 
@@ -71,7 +72,10 @@ def recover(
     one = Recovery(task, network, policy, numerics, seconds, seed=seed, floats=floats)
     while not one.over:
         one.advance(stop)
-    return one.result
+    found = one.result
+    del one
+    give_back()
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from compressors.space import PolicySpace
 from compressors.version import COMPRESSOR_VERSION
 
 from .errors import InputError
+from .memory import give_back
 from .runfolder import atomic_write
 from .safe_json import read_json
 from .task import Task, fingerprint
@@ -70,6 +71,7 @@ def _cached(setup: Setup, at: Sequence[int] | None, measure: Callable[[], Losses
     found = read_losses(path, setup.space)
     if found is None:
         found = measure()
+        give_back()
         with contextlib.suppress(OSError):  # only a cache
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps(_plain(found)))

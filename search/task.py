@@ -192,6 +192,9 @@ def run_network(network: nn.Module, inputs: tuple[Tensor, ...], batch_size: int 
     """The network's outputs for all N samples, in batches, without gradients."""
     import torch
 
+    from .memory import keep_freed_memory
+
+    keep_freed_memory()
     with torch.no_grad():
         # of one column, the layout of images makes some of torch's convolutions wrong: `execute.misread`
         inputs = tuple(x.contiguous() if x.dim() == 4 and x.shape[3] == 1 else x for x in inputs)
