@@ -114,7 +114,9 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
                 "save arrays of numbers with np.savez"
             ) from error
         raise InputError(f"{path.name} is no .npz file that can be read: {_first_line(error)}") from error
-    for key in arrays:
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out bytes where a member is no array
+            raise InputError(f"{path.name} has a member {key!r} that is no array; save with np.savez")
         if key not in KEYS:
             near = did_you_mean(key, KEYS) or f"Known are {', '.join(KEYS)}."
             raise InputError(f"{path.name} has an array {key!r}. {near}")

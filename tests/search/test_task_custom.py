@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,7 @@ def _own(**changes: object) -> TaskSpec:
         (_own(data="pickled.npz"), "Python objects"),
         (_own(data="my_task.py"), "Python objects|no .npz file"),
         (_own(data="cut.npz"), "no .npz file that can be read"),
+        (_own(data="member.npz"), "member 'y' that is no array"),
         (_own(data="lengths.npz"), "y has 5 entries and x 9 samples"),
         (_own(data="few.npz"), "too few to split"),
         (_own(data="empty.npz"), "is empty"),
@@ -266,6 +268,8 @@ def spoil(folder: Path) -> None:
     np.savez("typo.npz", x_trian=x, y=y)
     np.savez("pickled.npz", x=np.array([{}, None], dtype=object))
     (folder / "cut.npz").write_bytes((folder / "data.npz").read_bytes()[:3000])
+    with zipfile.ZipFile(folder / "member.npz", "w") as archive:
+        archive.writestr("y.npy", b"no array")
     np.savez("lengths.npz", x=x[:9], y=y[:5])
     np.savez("few.npz", x=x[:3], y=y[:3])
     np.savez("empty.npz", x=x[:0], y=y[:0])
