@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from hw_profiles import threaded
 from hw_profiles.conformal import Calibration, calibrate
 from hw_profiles.costs import CostModel, Costs, cost_model
+from hw_profiles.costs.cpu import cache_bytes
 from hw_profiles.costs.threads import longest_part
 from hw_profiles.errors import UnsupportedSettingError
 from hw_profiles.kernel import Array, KernelBatch
 from hw_profiles.local import VECTOR_FACTORS, slower
-from hw_profiles.refit import NETWORK, Flat, cache_bytes, design, flatten, nearest, refit
+from hw_profiles.refit import NETWORK, Flat, design, flatten, nearest, refit
 from hw_profiles.residual import Observed, Residual, View, cells_of, features, fit_residual, touched_bytes
 from hw_profiles.target import Target, load_target
 from hw_profiles.threaded import Single, after_divided, fit_numbers, fixed_us, kernel_us, own_us, touching

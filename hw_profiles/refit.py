@@ -100,7 +100,7 @@ def flatten(
     columns = {name: np.concatenate([b[name][:1] for b in batches], axis=1) for name in COLUMNS}
     kinds = tuple(kind for b in batches for kind in b.kinds)
     lengths = [len(b.kinds) for b in batches]
-    core, last = cache_bytes(target)
+    core, last = cpu.cache_bytes(target)
     colds = [cpu.cold_shares(b.row(0), core, last) for b in batches]
     times = [np.full(n, np.nan) if us is None else us for n, us in zip(lengths, kernel_us, strict=True)]
     return Flat(
@@ -113,13 +113,6 @@ def flatten(
             np.repeat([float(cold[i][0, 0]) for cold in colds], lengths)[None, :] for i in (0, 1)
         ),
     )
-
-
-def cache_bytes(target: Target) -> tuple[float, float]:
-    """(a core's cache, the last cache) in bytes, as `CpuCost` takes them."""
-    device = target.device
-    core = device.core_cache_bytes.value if device.core_cache_bytes else float("inf")
-    return core, device.last_cache_bytes.value if device.last_cache_bytes else core
 
 
 def tables_of(batch: KernelBatch, cold: tuple[Array, Array]) -> NDArray[np.object_]:

@@ -57,8 +57,7 @@ class CostModel(ABC):
         if energy is None:
             return None
         widths = np.array([_mac_pj(energy.mac_pj, kind.precision) for kind in batch.kinds])
-        moved = batch.in_bytes() + batch.out_bytes()
-        picojoules = batch.macs() * widths + moved * energy.cache_pj_per_byte.value
+        picojoules = batch.macs() * widths + batch.moved_bytes() * energy.cache_pj_per_byte.value
         picojoules += batch.weight_bytes() * energy.memory_pj_per_byte.value
         return np.asarray(picojoules.sum(axis=1) * 1e-9)
 

@@ -195,6 +195,13 @@ def resolved(target: Target, table: str) -> str:
     return table if table in target.cost.constants or table in MODELS else "unknown"
 
 
+def cache_bytes(target: Target) -> tuple[float, float]:
+    """(a core's cache, the last cache) in bytes, infinite where unknown."""
+    device = target.device
+    core = device.core_cache_bytes.value if device.core_cache_bytes else float("inf")
+    return core, device.last_cache_bytes.value if device.last_cache_bytes else core
+
+
 def cold_shares(batch: KernelBatch, core_bytes: float, last_bytes: float) -> tuple[Array, Array]:
     """(P, 1) share of the weights that no longer is in a core's cache / the last cache on the next run.
 
@@ -219,19 +226,12 @@ class CpuCost(CostModel):
     @property
     def bends(self) -> tuple[float, ...]:
         """See `CostModel.bends`."""
-        sizes = {size for size in self._caches if np.isfinite(size)}
+        sizes = {size for size in cache_bytes(self.target) if np.isfinite(size)}
         return tuple(sorted({share * size for size in sizes for share in (0.5, 1.5)}))
-
-    @property
-    def _caches(self) -> tuple[float, float]:
-        """Bytes of a core's cache and of the last one; infinite where unknown."""
-        device = self.target.device
-        core = device.core_cache_bytes.value if device.core_cache_bytes else float("inf")
-        return core, device.last_cache_bytes.value if device.last_cache_bytes else core
 
     def price(self, batch: KernelBatch, threads: int) -> Costs:
         """See `CostModel.price`."""
-        cold = cold_shares(batch, *self._caches)
+        cold = cold_shares(batch, *cache_bytes(self.target))
         count = len(batch.kinds)
         busy = np.zeros(batch.shape)
         overhead = np.zeros(count)
